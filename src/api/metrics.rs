@@ -9,7 +9,7 @@ use tokio::net::TcpListener;
 
 use super::{
     guard::Methods,
-    listen::{self, Heartbeats, Options, Summary},
+    listen::{self, Heartbeats, Options, Proxies, Summary},
 };
 use crate::metrics::{METRICS, Metrics};
 
@@ -60,6 +60,7 @@ pub async fn serve(
         workers: 1,
         tls: None,
         heartbeats: Heartbeats::default(),
+        proxies: Proxies::default(),
     };
     listen::serve(listener, router(shown, serving), options, shutdown).await
 }

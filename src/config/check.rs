@@ -2,7 +2,9 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::{Config, ConfigError, Rate, Store, Tls, keep, log_filter};
+use super::{
+    Config, ConfigError, Proxy, ProxyHeader, ProxyProtocol, Rate, Store, Tls, keep, log_filter,
+};
 use crate::model::{Audience, PlanName};
 
 /// Maximum of every lifetime, in seconds: 366 days.
@@ -17,6 +19,7 @@ const LIFETIME_MAX: u64 = 366 * 24 * 60 * 60;
 pub fn check(config: &Config, dev: bool) -> Result<(), ConfigError> {
     addresses(config)?;
     tls(&config.tls)?;
+    proxy(&config.proxy)?;
     issuer(config, dev)?;
     node(&config.node)?;
     store(&config.store)?;
@@ -32,6 +35,20 @@ pub fn check(config: &Config, dev: bool) -> Result<(), ConfigError> {
     keep::check(&config.audit)?;
     log_filter(&config.log.level).map_err(|problem| ConfigError::new("log.level", problem))?;
     Ok(())
+}
+
+/// Refuses half a setting, and one by which every client could name its own address.
+fn proxy(proxy: &Proxy) -> Result<(), ConfigError> {
+    let refused = |problem: &str| Err(ConfigError::new("proxy.trusted", problem));
+    let is_named = proxy.protocol != ProxyProtocol::Off || proxy.header != ProxyHeader::Off;
+    match (proxy.trusted.is_empty(), is_named) {
+        (true, true) => refused("must name the proxies that proxy.protocol or proxy.header is for"),
+        (false, false) => refused("has no effect without proxy.protocol or proxy.header"),
+        _ if proxy.trusted.iter().any(|network| network.is_everything()) => {
+            refused("must not contain every address: any client could choose its own")
+        }
+        _ => Ok(()),
+    }
 }
 
 fn addresses(config: &Config) -> Result<(), ConfigError> {

@@ -278,6 +278,10 @@ impl Layer {
             Some(Value::Num(..)) => {
                 number(text).ok_or_else(|| refused("must be a whole number"))?
             }
+            Some(Value::Array(..)) => {
+                let entries = text.split(',').map(str::trim).filter(|entry| !entry.is_empty());
+                Value::from(entries.map(Value::from).collect::<Vec<_>>())
+            }
             Some(Value::Dict(..)) => return Err(refused("is a table: set one of its keys")),
             // A rate of a plan that the defaults do not have.
             None => number(text).unwrap_or_else(|| Value::from(text)),
@@ -381,7 +385,10 @@ fn flatten(prefix: &str, value: &Value, rows: &mut Vec<(String, String)>) {
         Value::Num(_, number) => {
             number.to_u128().map_or_else(String::new, |number| number.to_string())
         }
-        Value::Empty(..) | Value::Array(..) => String::new(),
+        Value::Array(_, entries) => {
+            entries.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(",")
+        }
+        Value::Empty(..) => String::new(),
     };
     rows.push((prefix.to_owned(), text));
 }

@@ -8,7 +8,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{keyset::Algorithm, text::unquoted};
+use crate::model::{Network, keyset::Algorithm, text::unquoted};
 
 mod check;
 mod environment;
@@ -53,6 +53,8 @@ pub struct Config {
     pub store: Store,
     /// TLS of the port.
     pub tls: Tls,
+    /// Proxies in front of the port.
+    pub proxy: Proxy,
     /// Lifetimes.
     pub token: Token,
     /// Signing keys.
@@ -203,6 +205,42 @@ pub struct Tls {
     pub key_file: PathBuf,
     /// PEM file with the CAs of client certificates; empty means that none is required.
     pub client_ca_file: PathBuf,
+}
+
+/// Proxies in front of the port, and how they name the client of a connection or request.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Proxy {
+    /// Networks of the proxies. Empty: the peer of a connection is the client.
+    pub trusted: Vec<Network>,
+    /// Header before the first byte of a connection.
+    pub protocol: ProxyProtocol,
+    /// Header of HTTP.
+    pub header: ProxyHeader,
+}
+
+/// Header before the first byte of a proxy's connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProxyProtocol {
+    /// None.
+    #[default]
+    Off,
+    /// PROXY protocol, version 2; every connection of a proxy must have it.
+    V2,
+}
+
+/// Header in which proxies of HTTP append the address of their client.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ProxyHeader {
+    /// None.
+    #[default]
+    Off,
+    /// `x-forwarded-for`.
+    XForwardedFor,
+    /// `forwarded` (RFC 7239).
+    Forwarded,
 }
 
 /// Lifetimes of tokens.

@@ -59,7 +59,7 @@ impl Limits {
         }
     }
 
-    /// Counts a call of a peer; forwarded headers are ignored (L11).
+    /// Counts a call of a peer. The listener decides whose headers name another one (L11).
     pub fn peer(&self, peer: Peer, now: Timestamp) -> Result<(), Error> {
         peer.key().map_or(Ok(()), |key| self.peers.acquire(&key, now)).map_err(throttled)
     }

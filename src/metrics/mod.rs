@@ -33,6 +33,7 @@ pub struct Metrics {
     pub connections_ended: ByReason,
     pub connections_open: Gauge,
     pub connections_refused: ByReason,
+    pub forwarded_malformed: Counter,
     pub keyset_refused: Counter,
     pub limiter_full: Counter,
     pub log_lines_dropped: Counter,
@@ -53,7 +54,10 @@ impl Default for Metrics {
             connections_cut: ByReason::new(&["control_frames", "streams", "unread"]),
             connections_ended: ByReason::new(&["age", "idle", "memory", "room"]),
             connections_open: Gauge::default(),
-            connections_refused: ByReason::new(&["network", "peer", "socket", "total", "worker"]),
+            connections_refused: ByReason::new(&[
+                "network", "peer", "proxy", "socket", "total", "worker",
+            ]),
+            forwarded_malformed: Counter::default(),
             keyset_refused: Counter::default(),
             limiter_full: Counter::default(),
             log_lines_dropped: Counter::default(),
@@ -94,6 +98,11 @@ impl Metrics {
                 "authentication_failed",
                 "Calls with an unknown client, a wrong secret, or a secret that was not compared",
                 &self.authentication_failed,
+            ),
+            (
+                "forwarded_malformed",
+                "Requests of a trusted proxy whose header names no address",
+                &self.forwarded_malformed,
             ),
             (
                 "keyset_refused",

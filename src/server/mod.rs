@@ -156,7 +156,8 @@ pub async fn run(
     };
 
     let (stop, stopping) = watch::channel(false);
-    let listening = listen::Options::new(&config.limits, tls.clone()).within(open_files);
+    let listening = listen::Options::new(&config.limits, tls.clone());
+    let listening = listening.within(open_files).behind(&config.proxy);
     let app = App::build(&options, &opened, listening.heartbeats.clone(), &stopping).await?;
     let metrics = app.serve_metrics(&options, stopped(stopping.clone())).await?;
     let probes = probes::serve(config, probes, app.probes.clone(), stopped(stopping.clone()))?;

@@ -127,6 +127,7 @@ async fn serve(
     let grpc = grpc.routes().into_axum_router();
     let app = http::starting(grpc, Arc::new(move || *reason.borrow()));
     let port = listen::Options::new(&config.limits, tls).within(doors.open_files);
+    let port = port.behind(&config.proxy);
     let port = probes::narrow(port);
     let mut tasks = Vec::new();
     for (listener, mut options) in [(doors.port, port)]

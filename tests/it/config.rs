@@ -7,7 +7,9 @@ use figment::{
     providers::{Format, Toml},
     value::{Dict, Value},
 };
-use jeton::config::{Config, ConfigError, DEFAULTS, Flag, Sources, check};
+use jeton::config::{
+    Config, ConfigError, DEFAULTS, Flag, ProxyHeader, ProxyProtocol, Sources, check,
+};
 
 fn sources(environment: &[(&str, &str)]) -> Sources {
     let environment =
@@ -245,6 +247,28 @@ fn the_data_directory_follows_the_environment() {
     assert_eq!(origins.blame(check(&config, false).unwrap_err()).key, "data_dir");
 }
 
+/// OPERATORS 4.11: a list is a list in the file, and separated by commas in the environment.
+#[test]
+fn proxies_are_networks() {
+    let of = |value: &str| {
+        let environment = [("JETON_PROXY__TRUSTED", value), ("JETON_PROXY__PROTOCOL", "v2")];
+        Config::load(&sources(&environment))
+    };
+    let (config, origins) = of("10.0.0.0/8, 2001:db8::7").unwrap();
+    assert_eq!(config.proxy.trusted.len(), 2);
+    assert_eq!(config.proxy.protocol, ProxyProtocol::V2);
+    assert_eq!(origins.of("proxy.trusted"), Some("environment JETON_PROXY__TRUSTED"));
+    let shown = config.settings().into_iter().find(|(key, _)| key == "proxy.trusted").unwrap();
+    assert_eq!(shown.1, "10.0.0.0/8,2001:db8::7");
+    for wrong in ["10.0.0.1/8", "balancer", "10.0.0.0/8 2001:db8::7"] {
+        let error = of(wrong).unwrap_err();
+        assert!(error.key.starts_with("proxy.trusted"), "{error}");
+        assert!(!error.to_string().contains('\n'), "{error}");
+    }
+    let wrong = refused(&[("JETON_PROXY__PROTOCOL", "v1")]);
+    assert_eq!((wrong.key.as_str(), wrong.problem.contains("v2")), ("proxy.protocol", true));
+}
+
 #[test]
 fn a_systemd_credential_is_the_master_key_unless_a_file_is_named() {
     let dir = tempfile::tempdir().unwrap();
@@ -390,6 +414,13 @@ fn every_bound_is_kept_and_its_key_named() {
         ("token.refresh_idle_seconds", |c| c.token.refresh_idle_seconds = 2_592_001),
         ("token.refresh_grace_seconds", |c| c.token.refresh_grace_seconds = 61),
         ("keys.rotate_every_seconds", |c| c.keys.rotate_every_seconds = 600),
+        ("proxy.trusted", |c| c.proxy.trusted = vec!["10.0.0.0/8".parse().unwrap()]),
+        ("proxy.trusted", |c| c.proxy.protocol = ProxyProtocol::V2),
+        ("proxy.trusted", |c| c.proxy.header = ProxyHeader::Forwarded),
+        ("proxy.trusted", |c| {
+            c.proxy.header = ProxyHeader::XForwardedFor;
+            c.proxy.trusted = vec!["10.0.0.1".parse().unwrap(), "::/0".parse().unwrap()];
+        }),
         ("limits.connections", |c| c.limits.connections = 0),
         ("limits.connections_per_peer", |c| c.limits.connections_per_peer = 0),
         ("limits.streams_per_connection", |c| c.limits.streams_per_connection = 0),

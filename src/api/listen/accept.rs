@@ -8,7 +8,8 @@ use tokio::{
 };
 
 use super::{
-    Summary, connection_limits::ConnectionLimits, heartbeats::Heartbeat, workers::WorkerPool,
+    Proxies, Summary, connection_limits::ConnectionLimits, heartbeats::Heartbeat,
+    workers::WorkerPool,
 };
 
 /// Shortest pause after an error that a retry at once would only meet again.
@@ -19,10 +20,16 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 /// Interval at which the clock of the limits is updated, and of the heartbeat.
 const CLOCK_TICK: Duration = Duration::from_millis(100);
 
+/// Rules by which a connection may enter.
+pub(super) struct Door<'a> {
+    pub(super) limits: &'a ConnectionLimits,
+    pub(super) proxies: &'a Proxies,
+}
+
 /// Accepts until `shutdown`; the listener is closed when this returns.
 pub(super) async fn run(
     listener: TcpListener,
-    limits: &ConnectionLimits,
+    door: &Door<'_>,
     pool: &mut WorkerPool,
     heartbeat: &Heartbeat,
     shutdown: impl Future<Output = ()>,
@@ -37,7 +44,7 @@ pub(super) async fn run(
             biased;
             () = &mut shutdown => return summary,
             _ = tick.tick() => {
-                limits.tick();
+                door.limits.tick();
                 heartbeat.beat();
                 continue;
             }
@@ -46,7 +53,7 @@ pub(super) async fn run(
         match accepted {
             Ok((stream, address)) => {
                 pause = FIRST_PAUSE;
-                match admit(stream, address.ip().to_canonical(), limits, pool) {
+                match admit(stream, address.ip().to_canonical(), door, pool) {
                     Ok(()) => summary.accepted += 1,
                     Err(reason) => {
                         summary.refused += 1;
@@ -78,10 +85,14 @@ pub(super) async fn run(
 fn admit(
     stream: TcpStream,
     address: std::net::IpAddr,
-    limits: &ConnectionLimits,
+    door: &Door<'_>,
     pool: &mut WorkerPool,
 ) -> Result<(), &'static str> {
-    let permit = limits.enter(address).map_err(super::connection_limits::LimitReached::as_str)?;
+    // A proxy is many clients: what one of them may hold does not bound it.
+    let is_proxy = door.proxies.announces(address) || door.proxies.forwards(address);
+    let permit =
+        if is_proxy { door.limits.enter_as_proxy(address) } else { door.limits.enter(address) };
+    let permit = permit.map_err(super::connection_limits::LimitReached::as_str)?;
     // The worker registers the socket with its own runtime. Without TCP_NODELAY a reply waits for a
     // delayed ACK.
     let stream = stream.set_nodelay(true).and_then(|()| stream.into_std()).map_err(|_| "socket")?;

@@ -5,6 +5,7 @@ use std::{
     convert::Infallible,
     future::Future,
     io,
+    net::IpAddr,
     pin::{Pin, pin},
     sync::{
         Arc,
@@ -15,7 +16,7 @@ use std::{
 };
 
 use futures_util::FutureExt;
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response};
 use hyper::{
     body::Incoming,
     server::conn::{http1, http2},
@@ -33,14 +34,18 @@ use tokio_rustls::TlsAcceptor;
 use super::{
     App, Options, PeerCertificates,
     accepted::Accepted,
+    connection_limits::ConnectionPermit,
     control_frame_limit::FrameLimited,
+    forwarded::{self, Forwarded},
     life::{End, Life},
     peer_memory::PeerShare,
     preface::{HttpVersion, PREFACE, Replay, detect_version},
+    proxy::{self, ProxyError},
     tls::TlsReloader,
 };
 use crate::{
     api::guard::{Account, Origin},
+    metrics::METRICS,
     model::Peer,
 };
 
@@ -71,10 +76,23 @@ pub(super) async fn run<A: App>(
     options: Arc<Options>,
     stopping: watch::Receiver<bool>,
 ) {
-    let Accepted { stream, address, permit, load: _load, number } = accepted;
-    let peer_share = PeerShare::enter(address);
+    let Accepted { stream, address: peer, mut permit, load: _load, number } = accepted;
+    let opened = match TcpStream::from_std(stream) {
+        Ok(mut stream) => client_of(&mut stream, peer, &mut permit, &options, &stopping)
+            .await
+            .map(|client| (stream, client)),
+        Err(error) => Err(error.into()),
+    };
+    let (stream, client) = match opened {
+        Ok(opened) => opened,
+        Err(error) => {
+            tracing::debug!(%peer, error, "connection failed");
+            return;
+        }
+    };
+    let peer_share = PeerShare::enter(client);
     let origin =
-        Origin { peer: Peer::Ip(address), account: Account::of_this_worker(peer_share.account()) };
+        Origin { peer: Peer::Ip(client), account: Account::of_this_worker(peer_share.account()) };
     let life = Arc::new(Life::new(
         Arc::clone(&origin.account),
         permit.activity(),
@@ -82,18 +100,47 @@ pub(super) async fn run<A: App>(
         &options,
         number,
     ));
-    let served = match TcpStream::from_std(stream) {
-        Ok(stream) => {
-            open(stream, ConnectionService::new(app, origin, life), &options, stopping).await
-        }
-        Err(error) => Err(error.into()),
-    };
-    if let Err(error) = served {
-        tracing::debug!(peer = %address, error, "connection failed");
+    let mut service = ConnectionService::new(app, origin, life);
+    service.proxies = options.proxies.forwards(client).then(|| Arc::clone(&options));
+    if let Err(error) = open(stream, service, &options, stopping).await {
+        tracing::debug!(%peer, error, "connection failed");
     }
 }
 
-type Served = Result<(), Box<dyn std::error::Error + Send + Sync>>;
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Returns the address of the client: the peer's, unless that is a proxy that announces another.
+async fn client_of(
+    stream: &mut TcpStream,
+    peer: IpAddr,
+    permit: &mut ConnectionPermit,
+    options: &Options,
+    stopping: &watch::Receiver<bool>,
+) -> Result<IpAddr, BoxError> {
+    if !options.proxies.announces(peer) {
+        return Ok(peer);
+    }
+    let reading = async { Ok(proxy::read_header(stream).await) };
+    let read = Box::pin(with_handshake_timeout(options.handshake, stopping, reading)).await;
+    match read.map_err(ProxyError::from).and_then(|read| read) {
+        Ok(None) => Ok(peer),
+        Ok(Some(client)) => {
+            permit.move_to(client).map_err(|limit| {
+                METRICS.connections_refused.count(limit.as_str());
+                format!("limit of the client {client}: {}", limit.as_str())
+            })?;
+            Ok(client)
+        }
+        Err(ProxyError::Closed) => Err(ProxyError::Closed.into()),
+        Err(error) => {
+            METRICS.connections_refused.count("proxy");
+            proxy::report(peer, &error);
+            Err(error.into())
+        }
+    }
+}
+
+type Served = Result<(), BoxError>;
 
 /// Opens the connection, with TLS or without. Each stage is a boxed future of its own: nested, they
 /// would make an idle connection take the memory of all stages it could have passed.
@@ -288,13 +335,31 @@ struct ConnectionService<A> {
     app: RefCell<A>,
     origin: Origin,
     certificates: Option<PeerCertificates>,
+    /// Options with the proxies, if the peer is one whose requests name their clients.
+    proxies: Option<Arc<Options>>,
     life: Arc<Life>,
     pending: Arc<AtomicUsize>,
 }
 
 impl<A> ConnectionService<A> {
     fn new(app: A, origin: Origin, life: Arc<Life>) -> Self {
-        Self { app: RefCell::new(app), origin, certificates: None, life, pending: Arc::default() }
+        let (certificates, proxies, pending) = Default::default();
+        Self { app: RefCell::new(app), origin, certificates, proxies, life, pending }
+    }
+
+    /// Returns the origin of a request: of its client's address, if a proxy forwards it.
+    fn origin(&self, headers: &HeaderMap) -> Origin {
+        let mut origin = self.origin.clone();
+        if let Some(options) = &self.proxies {
+            match forwarded::client(&options.proxies, headers) {
+                Forwarded::By(client) => origin.peer = Peer::Ip(client),
+                Forwarded::Nothing => {}
+                Forwarded::Malformed => {
+                    METRICS.forwarded_malformed.inc();
+                }
+            }
+        }
+        origin
     }
 }
 
@@ -304,7 +369,8 @@ impl<A: App> Service<Request<Incoming>> for ConnectionService<A> {
     type Future = PendingResponse<A::ResponseFuture>;
 
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
-        request.extensions_mut().insert(self.origin.clone());
+        let origin = self.origin(request.headers());
+        request.extensions_mut().insert(origin);
         if let Some(certificates) = &self.certificates {
             request.extensions_mut().insert(certificates.clone());
         }

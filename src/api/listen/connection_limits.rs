@@ -92,6 +92,7 @@ pub(super) struct ConnectionPermit {
     peer: PeerKey,
     network: PeerKey,
     activity: Arc<Activity>,
+    max_per_peer: usize,
 }
 
 /// Limit that was reached.
@@ -131,16 +132,22 @@ impl ConnectionLimits {
     /// Acquires a permit for a connection from `address`, or returns the limit that was reached.
     /// The maps hold only peers with an open connection, so they never outgrow `max`.
     pub(super) fn enter(&self, address: IpAddr) -> Result<ConnectionPermit, LimitReached> {
+        self.admit(address, true)
+    }
+
+    /// Acquires a permit for a connection of a proxy: only the total counts until its client is
+    /// known.
+    pub(super) fn enter_as_proxy(&self, address: IpAddr) -> Result<ConnectionPermit, LimitReached> {
+        self.admit(address, false)
+    }
+
+    fn admit(&self, address: IpAddr, is_client: bool) -> Result<ConnectionPermit, LimitReached> {
         let (peer, network) = (PeerKey::from(address), PeerKey::network(address));
         let mut open = lock(&self.open);
-        let of_peer = open.peers.get(&peer).copied().unwrap_or(0);
-        if of_peer >= self.max_per_peer {
-            return Err(LimitReached::Peer);
+        if is_client {
+            open.check(peer, network, self.max_per_peer)?;
         }
         let of_network = open.networks.get(&network).map_or(0, Vec::len);
-        if of_network >= self.max_per_peer.saturating_mul(PEERS_PER_NETWORK) {
-            return Err(LimitReached::Network);
-        }
         let spare = (self.max / SPARE_PART).max(1);
         // No more are asked than are to be spare: a client that is refused and retries does not
         // empty the port.
@@ -155,14 +162,54 @@ impl ConnectionLimits {
             used: AtomicU64::new(self.clock.now()),
             leave: Notify::new(),
         });
-        open.peers.insert(peer, of_peer + 1);
+        *open.peers.entry(peer).or_default() += 1;
         open.networks.entry(network).or_default().push(Arc::clone(&activity));
         open.total += 1;
-        Ok(ConnectionPermit { open: Arc::clone(&self.open), peer, network, activity })
+        let (open, max_per_peer) = (Arc::clone(&self.open), self.max_per_peer);
+        Ok(ConnectionPermit { open, peer, network, activity, max_per_peer })
     }
 }
 
 impl Open {
+    /// Refuses one more connection of a peer or of a network that has as many as it may.
+    fn check(
+        &self,
+        peer: PeerKey,
+        network: PeerKey,
+        max_per_peer: usize,
+    ) -> Result<(), LimitReached> {
+        if self.peers.get(&peer).copied().unwrap_or(0) >= max_per_peer {
+            return Err(LimitReached::Peer);
+        }
+        let of_network = self.networks.get(&network).map_or(0, Vec::len);
+        if of_network >= max_per_peer.saturating_mul(PEERS_PER_NETWORK) {
+            return Err(LimitReached::Network);
+        }
+        Ok(())
+    }
+
+    /// Counts one connection of a peer less.
+    fn leave_peer(&mut self, peer: PeerKey) {
+        if let Entry::Occupied(mut peer) = self.peers.entry(peer) {
+            *peer.get_mut() -= 1;
+            if *peer.get() == 0 {
+                peer.remove();
+            }
+        }
+    }
+
+    /// Removes a connection from its network; false if it was asked to leave before.
+    fn leave_network(&mut self, network: PeerKey, activity: &Arc<Activity>) -> bool {
+        let Entry::Occupied(mut activities) = self.networks.entry(network) else { return false };
+        let index = activities.get().iter().position(|other| Arc::ptr_eq(other, activity));
+        let Some(index) = index else { return false };
+        activities.get_mut().swap_remove(index);
+        if activities.get().is_empty() {
+            activities.remove();
+        }
+        true
+    }
+
     /// Asks the longest idle connection of the fullest network to leave for one of a network that
     /// has `own`.
     fn make_room(&mut self, own: usize) {
@@ -197,31 +244,30 @@ impl ConnectionPermit {
     pub(super) fn activity(&self) -> Arc<Activity> {
         Arc::clone(&self.activity)
     }
+
+    /// Moves a connection of a proxy to its client, or returns the limit that was reached.
+    pub(super) fn move_to(&mut self, address: IpAddr) -> Result<(), LimitReached> {
+        let (peer, network) = (PeerKey::from(address), PeerKey::network(address));
+        let mut open = lock(&self.open);
+        open.check(peer, network, self.max_per_peer)?;
+        open.leave_peer(self.peer);
+        *open.peers.entry(peer).or_default() += 1;
+        // One that was asked to leave is in no network.
+        if open.leave_network(self.network, &self.activity) {
+            open.networks.entry(network).or_default().push(Arc::clone(&self.activity));
+        }
+        (self.peer, self.network) = (peer, network);
+        Ok(())
+    }
 }
 
 impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         let mut open = lock(&self.open);
         open.total -= 1;
-        if let Entry::Occupied(mut peer) = open.peers.entry(self.peer) {
-            *peer.get_mut() -= 1;
-            if *peer.get() == 0 {
-                peer.remove();
-            }
-        }
-        let activities = open.networks.get_mut(&self.network);
-        let index = activities.and_then(|activities| {
-            activities.iter().position(|activity| Arc::ptr_eq(activity, &self.activity))
-        });
-        let (Some(index), Entry::Occupied(mut activities)) =
-            (index, open.networks.entry(self.network))
-        else {
+        open.leave_peer(self.peer);
+        if !open.leave_network(self.network, &self.activity) {
             open.leaving -= 1;
-            return;
-        };
-        activities.get_mut().swap_remove(index);
-        if activities.get().is_empty() {
-            activities.remove();
         }
     }
 }
@@ -256,6 +302,25 @@ mod tests {
             "and nothing is remembered of a peer without connections"
         );
         assert_eq!(lock(&limits.open).networks.len(), 1);
+    }
+
+    /// OPERATORS 4.11: a proxy may have any number of connections, each of its clients its own.
+    #[test]
+    fn connections_of_a_proxy_count_for_its_clients() {
+        let limits = ConnectionLimits::new(100, 1);
+        let (proxy, one, two) =
+            (address("192.0.2.1"), address("198.51.100.1"), address("198.51.100.2"));
+        let enter = || limits.enter_as_proxy(proxy).ok().unwrap();
+        let (mut first, mut second, mut third) = (enter(), enter(), enter());
+        first.move_to(one).unwrap();
+        assert_eq!(second.move_to(one), Err(LimitReached::Peer));
+        assert_eq!(limits.enter(one).err(), Some(LimitReached::Peer), "in whatever way");
+        third.move_to(two).unwrap();
+        drop((first, second));
+        assert!(limits.enter(one).is_ok());
+        drop(third);
+        let open = lock(&limits.open);
+        assert_eq!((open.total, open.leaving, open.peers.len(), open.networks.len()), (0, 0, 0, 0));
     }
 
     /// L11: an IPv6 host cannot multiply itself within its /64, nor an IPv4 one by the mapped form;

@@ -16,7 +16,7 @@ use rustls::pki_types::CertificateDer;
 use tokio::net::{TcpListener, TcpSocket};
 use tower::Service;
 
-use crate::config::Limits;
+use crate::config::{Limits, Proxy};
 
 mod accept;
 mod accepted;
@@ -24,6 +24,7 @@ mod connection;
 mod connection_limits;
 mod control_frame_limit;
 mod descriptors;
+mod forwarded;
 mod frame;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
@@ -31,6 +32,7 @@ mod heartbeats;
 mod life;
 mod peer_memory;
 mod preface;
+mod proxy;
 mod stream_memory;
 mod streams;
 mod tls;
@@ -38,6 +40,7 @@ mod workers;
 
 pub use descriptors::{connections_within, highest_limit, raise_limit};
 pub use heartbeats::Heartbeats;
+pub use proxy::Proxies;
 pub use tls::{TlsError, TlsReloader};
 
 use connection_limits::ConnectionLimits;
@@ -74,6 +77,8 @@ pub struct Options {
     pub tls: Option<Arc<TlsReloader>>,
     /// Heartbeats of the threads, for the liveness probe.
     pub heartbeats: Heartbeats,
+    /// Proxies, which are no clients themselves.
+    pub proxies: Proxies,
 }
 
 impl Options {
@@ -92,7 +97,13 @@ impl Options {
             workers: if limits.workers == 0 { cores() } else { limits.workers },
             tls,
             heartbeats: Heartbeats::default(),
+            proxies: Proxies::default(),
         }
+    }
+
+    /// Sets the proxies of a configuration.
+    pub fn behind(self, proxy: &Proxy) -> Self {
+        Self { proxies: Proxies::new(proxy), ..self }
     }
 }
 
@@ -183,7 +194,8 @@ pub async fn serve<A: App>(
     let limits = ConnectionLimits::new(options.connections, options.connections_per_peer);
     let mut pool = workers::WorkerPool::start(&app, &options)?;
     let heartbeat = options.heartbeats.register();
-    let mut summary = accept::run(listener, &limits, &mut pool, &heartbeat, shutdown).await;
+    let door = accept::Door { limits: &limits, proxies: &options.proxies };
+    let mut summary = accept::run(listener, &door, &mut pool, &heartbeat, shutdown).await;
     drop(heartbeat);
     summary.aborted = pool.finish().await;
     Ok(summary)

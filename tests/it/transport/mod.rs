@@ -7,6 +7,7 @@ mod floods;
 mod guard;
 mod limits;
 mod pages;
+mod proxies;
 mod silence;
 mod support;
 mod tls;

@@ -23,8 +23,9 @@ use tokio::{
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
+use crate::transport::proxies;
 use crate::transport::support::{
-    NOW, Server, TOKEN,
+    NOW, Server, TOKEN, connect_from,
     frames::{PREFACE, closes},
     http::{Answer, ask_over, get, grpc, play},
     options,
@@ -97,6 +98,15 @@ async fn connect(
     alpn: &[&str],
     own: Option<&(String, String)>,
 ) -> std::io::Result<TlsStream<TcpStream>> {
+    connect_over(TcpStream::connect(server.address).await.unwrap(), ca, alpn, own).await
+}
+
+async fn connect_over(
+    stream: TcpStream,
+    ca: &Ca,
+    alpn: &[&str],
+    own: Option<&(String, String)>,
+) -> std::io::Result<TlsStream<TcpStream>> {
     let mut roots = RootCertStore::empty();
     roots.add(ca.der().clone()).unwrap();
     let builder = ClientConfig::builder_with_provider(Arc::new(
@@ -118,7 +128,6 @@ async fn connect(
         }
     };
     config.alpn_protocols = alpn.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
-    let stream = TcpStream::connect(server.address).await.unwrap();
     TlsConnector::from(Arc::new(config))
         .connect(ServerName::try_from("port.example").unwrap(), stream)
         .await
@@ -126,6 +135,23 @@ async fn connect(
 
 async fn call(stream: TlsStream<TcpStream>) -> Result<Answer, hyper::Error> {
     ask_over(stream, grpc(TOKEN).body(play("")).unwrap()).await
+}
+
+/// OPERATORS 4.11: a balancer of TCP sends its header before the handshake that it passes on.
+#[tokio::test]
+async fn the_header_of_a_proxy_comes_before_tls() {
+    let ca = authority();
+    let tls = Some(Files::new(&server_pair(&ca)).open());
+    let options = Options { tls, proxies: proxies::announcing("127.0.0.2"), ..options() };
+    let server = Server::with(options, Duration::from_secs(60)).await;
+    let mut stream = connect_from([127, 0, 0, 2], server.address).await;
+    stream.write_all(&proxies::header(0x21, 0x11, &proxies::v4([192, 0, 2, 7]))).await.unwrap();
+    call(connect_over(stream, &ca, &["h2"], None).await.unwrap()).await.unwrap().token();
+    assert_eq!(*server.peers.lock().unwrap(), ["192.0.2.7"]);
+    let stream = connect_from([127, 0, 0, 2], server.address).await;
+    assert!(connect_over(stream, &ca, &["h2"], None).await.is_err(), "without a header");
+    call(connect(&server, &ca, &["h2"], None).await.unwrap()).await.unwrap().token();
+    assert_eq!(server.peers.lock().unwrap().last().unwrap(), "127.0.0.1");
 }
 
 /// T02: what was agreed in the handshake is what is spoken.

@@ -4,13 +4,17 @@ pub(crate) mod frames;
 pub(crate) mod http;
 pub(crate) mod scripted;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use jeton::{
     api::{
         guard::{Admit, Guard, Methods},
         http::{Published, app},
-        listen::{self, Heartbeats, Options, Summary},
+        listen::{self, Heartbeats, Options, Proxies, Summary},
     },
     clock::ManualClock,
     model::Timestamp,
@@ -44,6 +48,8 @@ pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     pub(crate) methods: &'static Methods,
     pub(crate) puppet: Puppet,
+    /// Peers of the calls, in their order.
+    pub(crate) peers: Arc<Mutex<Vec<String>>>,
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<std::io::Result<Summary>>,
 }
@@ -63,6 +69,7 @@ pub(crate) fn options() -> Options {
         workers: 2,
         tls: None,
         heartbeats: Heartbeats::default(),
+        proxies: Proxies::default(),
     }
 }
 
@@ -84,7 +91,12 @@ impl Server {
         let routes = Routes::new(health_service).add_service(token).into_axum_router();
         let clock = Arc::new(ManualClock::at(NOW));
         let chief = puppet.clone();
-        let admit: Admit = Arc::new(move |_| chief.admit());
+        let peers = Arc::<Mutex<Vec<String>>>::default();
+        let seen = Arc::clone(&peers);
+        let admit: Admit = Arc::new(move |call| {
+            seen.lock().unwrap().push(call.peer.to_string());
+            chief.admit()
+        });
         let guard = Guard::new(app(routes, published(&puppet)), clock, deadline, methods, admit);
         let listener = listen::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = listener.local_addr().unwrap();
@@ -92,7 +104,7 @@ impl Server {
         let task = tokio::spawn(listen::serve(listener, guard, options, async {
             let _ = stopped.await;
         }));
-        Self { address, methods, puppet, stop: Some(stop), task }
+        Self { address, methods, puppet, peers, stop: Some(stop), task }
     }
 
     /// Tells it to stop and does not wait.
