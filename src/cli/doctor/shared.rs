@@ -61,7 +61,7 @@ pub(super) async fn store(config: &Config, answers: bool) -> Vec<Finding> {
             findings.push(schema(&found));
             findings.extend(found.defects.iter().map(index));
             findings.extend(found.keyset.as_ref().and_then(|keyset| signing_keys(config, keyset)));
-            findings.extend(found.trail.as_ref().map(audit_trail));
+            findings.extend(found.trail.iter().map(|size| audit_trail(config, size, None)));
             findings.push(node(&config.node, found.node, answers));
             if !found.other_nodes.is_empty() {
                 findings.push(Finding::ok("other nodes", found.other_nodes.join(", ")));

@@ -17,12 +17,15 @@ pub(super) fn embedded(config: &Config, now: Timestamp) -> Vec<Finding> {
     let Ok(store) = Embedded::read_only(&config.data_dir, None) else { return Vec::new() };
     let keyset = store.keyset().ok().flatten();
     let keys = keyset.and_then(|keyset| signing_keys(config, &keyset));
-    let trail = store.trail_size(now).ok().map(|size| audit_trail(&size));
+    let free = rustix::fs::statvfs(&config.data_dir).ok();
+    let free = free.map(|disk| disk.f_bavail.saturating_mul(disk.f_frsize));
+    let trail = store.trail_size(now).ok().map(|size| audit_trail(config, &size, free));
     keys.into_iter().chain(trail).collect()
 }
 
-/// Reports the size and growth of the audit trail.
-pub(super) fn audit_trail(size: &TrailSize) -> Finding {
+/// Reports the size and growth of the audit trail. `free` is the space for it, if it is known.
+pub(super) fn audit_trail(config: &Config, size: &TrailSize, free: Option<u64>) -> Finding {
+    const SUBJECT: &str = "audit trail";
     let mut text = format!("{} records, about {}", size.records, bytes(size.bytes()));
     match size.records_a_day().zip(size.bytes_a_year()) {
         Some((records, year)) => {
@@ -31,7 +34,13 @@ pub(super) fn audit_trail(size: &TrailSize) -> Finding {
         }
         None => text += "; too young for a rate",
     }
-    Finding::ok("audit trail", text)
+    let is_unbounded = config.audit.keep.is_empty();
+    if is_unbounded && size.bytes_a_year().zip(free).is_some_and(|(year, free)| year > free) {
+        let advice =
+            "the disk is full within a year: set audit.keep and audit.archive, or enlarge it";
+        return Finding::note(SUBJECT, text, advice);
+    }
+    Finding::ok(SUBJECT, text)
 }
 
 /// Size in a unit of thousands, with one decimal.
@@ -69,6 +78,7 @@ pub(super) fn signing_keys(config: &Config, keyset: &Keyset) -> Option<Finding> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{cli::doctor::Verdict, config::Sources};
 
     #[test]
     fn the_trail_is_reported_with_its_growth() {
@@ -78,14 +88,20 @@ mod tests {
             recent: 100,
             recent_ms: 60 * 60 * 1_000,
         };
-        let text = audit_trail(&size).text;
+        let mut config = Config::load(&Sources::default()).unwrap().0;
+        let text = audit_trail(&config, &size, None).text;
         assert_eq!(
             text,
             "1000000 records, about 333.0 MB; 2400 records a day, about 291.7 MB a year at this \
              rate"
         );
         let young = TrailSize { recent_ms: 1, ..size };
-        assert!(audit_trail(&young).text.ends_with("; too young for a rate"));
+        assert!(audit_trail(&config, &young, Some(0)).text.ends_with("; too young for a rate"));
+        let verdict = |config: &Config, free| audit_trail(config, &size, Some(free)).verdict;
+        assert_eq!(verdict(&config, 292_000_000), Verdict::Ok);
+        assert_eq!(verdict(&config, 291_000_000), Verdict::Note);
+        config.audit.keep = "400d".to_owned();
+        assert_eq!(verdict(&config, 0), Verdict::Ok);
         assert_eq!(bytes(999), "999 bytes");
     }
 }
