@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     api::{
-        grpc::{GrpcServices, MAX_MESSAGE},
+        grpc::{Dispatch, GrpcServices, MAX_MESSAGE},
         guard::{Admit, Guard, Methods, quiet_panics},
         http::{self, Published},
         listen::{self, Heartbeats},
@@ -26,7 +26,7 @@ use crate::{
 
 /// All services of the port.
 pub(super) struct App {
-    pub(super) guarded: Guard<Router>,
+    pub(super) guarded: Guard<Dispatch>,
     /// Probes and public documents alone.
     pub(super) probes: Router,
     pub(super) health: Health,
@@ -78,6 +78,7 @@ impl App {
                 .add_service(v1alpha.max_decoding_message_size(MAX_MESSAGE));
             services.push("grpc.reflection.v1.ServerReflection".to_owned());
         }
+        let token_service = grpc.token_service();
         let grpc = grpc.routes().merge(standard.routes().into_axum_router().reset_fallback());
         let services: Arc<[String]> = services.into();
         let health = Health::serving(reporter, services.clone()).await;
@@ -85,9 +86,9 @@ impl App {
         let ready = health.unless_leaving(published.ready);
         let published = Published { ready, ..published };
         let probes = http::app(probes.routes().into_axum_router(), published.clone());
-        let router = http::app(grpc, published);
+        let app = Dispatch::new(token_service, http::app(grpc, published));
         let longest = Duration::from_secs(options.config.limits.deadline_seconds);
-        let guarded = Guard::new(router, opened.clock.clone(), longest, methods, admit(opened));
+        let guarded = Guard::new(app, opened.clock.clone(), longest, methods, admit(opened));
         Ok(Self { guarded, probes, health, heartbeats, methods })
     }
 

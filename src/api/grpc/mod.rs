@@ -4,6 +4,7 @@ pub mod admin;
 mod audiences;
 mod audit;
 mod clients;
+mod dispatch;
 mod keys;
 mod pages;
 mod parse;
@@ -31,6 +32,8 @@ use crate::{
     services::Services,
 };
 
+pub use dispatch::Dispatch;
+
 /// Length of the longest message, in bytes.
 pub const MAX_MESSAGE: usize = 64 * 1024;
 /// Length of the longest message of a batch, in bytes.
@@ -53,13 +56,15 @@ impl GrpcServices {
         Self { services, stopping }
     }
 
-    /// Returns our services as routes.
+    /// Returns the token service, for all methods but `BatchIntrospect`.
+    pub fn token_service(&self) -> TokenServiceServer<Self> {
+        TokenServiceServer::new(self.clone()).max_decoding_message_size(MAX_MESSAGE)
+    }
+
+    /// Returns the other services and `BatchIntrospect` as routes.
     pub fn routes(&self) -> Router {
         let mut routes = Routes::builder();
         routes
-            .add_service(
-                TokenServiceServer::new(self.clone()).max_decoding_message_size(MAX_MESSAGE),
-            )
             .add_service(
                 ClientServiceServer::new(self.clone()).max_decoding_message_size(MAX_MESSAGE),
             )
