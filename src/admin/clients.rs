@@ -19,7 +19,7 @@ use crate::{
         TenantId, Timestamp, client::MAX_LIVE_SECRETS,
     },
     oauth::{ADMIN, introspection::INTROSPECT_ANY},
-    store::{ClientStore, Creation, ProvenWrite, Spent, Store, StoreError},
+    store::{ClientStore, Creation, ProvenWrite, Spent, Store, StoreError, Write},
 };
 
 pub use crate::store::Listed;
@@ -128,6 +128,24 @@ impl Clients {
         {
             Creation::Created => Ok(Some((id, value))),
             Creation::Taken => Ok(Some((id, None))),
+        }
+    }
+
+    /// Deletes the first client again, whose secret could not be shown, with what was issued to it.
+    pub async fn take_back(&self, call: &Call, id: &ClientId) -> Result<()> {
+        let Some(client) = self.store.client(id).await? else { return Ok(()) };
+        let stamp = call.stamp_of(&client.tenant, id, None);
+        let because = |action| {
+            stamp.done(action, id.as_str()).because("its secret could not be shown".to_owned())
+        };
+        let client = Client { revision: client.revision + 1, updated_at: call.now, ..client };
+        let ended = self.store.end_client(&client, Vec::new(), because(Action::ClientRevoked));
+        if ended.await? == Write::Stale {
+            return Err(Error::Stale("client"));
+        }
+        match self.store.delete_client(&client, because(Action::ClientDeleted)).await? {
+            Write::Done => Ok(()),
+            Write::Stale => Err(Error::Stale("client")),
         }
     }
 

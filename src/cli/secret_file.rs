@@ -28,6 +28,14 @@ impl SecretFile {
         })
     }
 
+    /// Creates the file as [`Self::create`] does; `None` if there is one already.
+    pub(super) fn create_unless_there(path: &Path) -> Result<Option<Self>, Failure> {
+        match path.symlink_metadata() {
+            Ok(_) => Ok(None),
+            Err(_) => Self::create(path).map(Some),
+        }
+    }
+
     /// Writes the secret durably.
     pub(super) fn write(mut self, secret: &str) -> io::Result<()> {
         writeln!(self.file, "{secret}").and_then(|()| self.file.sync_all())?;

@@ -3,7 +3,9 @@
 use std::{
     collections::BTreeMap,
     env,
+    fs::{self, File},
     io::{self, IsTerminal},
+    os::{fd::AsFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -44,7 +46,7 @@ pub(super) struct Command {
     #[arg(long)]
     bootstrap: bool,
     /// Write the first client's secret to this new file (mode 0600) instead of stdout, which may be
-    /// logged; requires --bootstrap
+    /// logged; requires --bootstrap. A file from an earlier start is left as it is
     #[arg(long, value_name = "FILE", requires = "bootstrap")]
     bootstrap_secret_file: Option<PathBuf>,
     /// Serve a data directory that was copied or restored, for one start only: tokens revoked since
@@ -155,7 +157,7 @@ impl Command {
         let runtime = runtime.enable_all().build().map_err(Failure::io("cannot start"))?;
         let dev = self.dev.then(|| Development::of(&config));
         let file = self.bootstrap_secret_file.as_deref();
-        let secret_file = file.map(SecretFile::create).transpose()?;
+        let secret_file = file.map(SecretFile::create_unless_there).transpose()?.flatten();
         let options = server::Options {
             config,
             dev: self.dev,
@@ -168,8 +170,8 @@ impl Command {
             let shutdown =
                 signals::shutdown(log.clone()).map_err(Failure::io("cannot listen for signals"))?;
             let started = |started: &Started| {
-                let secret = Shown::of(started, secret_file.zip(file));
-                announce(started, &secret, dev.as_ref(), output, environment);
+                let secret = Shown::of(started, secret_file, file)?;
+                announce(started, &secret, dev.as_ref(), output, environment)
             };
             server::run(options, started, shutdown).await.map_err(|error| start_failed(&error))
         }));
@@ -195,30 +197,28 @@ enum Shown<'a> {
     Here(&'a str),
     /// In a file.
     In(&'a Path),
-    /// Nowhere: it was generated at an earlier start, or could not be written.
+    /// Nowhere: it was generated at an earlier start.
     Nowhere,
 }
 
 impl<'a> Shown<'a> {
-    /// Writes a new secret to its file, if there is one.
-    fn of(started: &'a Started, file: Option<(SecretFile, &'a Path)>) -> Self {
+    /// Writes a new secret to its file at `path`, if there is one. Without `file` there was one
+    /// before the start.
+    fn of(
+        started: &'a Started,
+        file: Option<SecretFile>,
+        path: Option<&'a Path>,
+    ) -> Result<Self, String> {
         let secret =
             started.bootstrap.as_ref().and_then(|bootstrap| bootstrap.client_secret.as_ref());
-        match (secret.map(ExposeSecret::expose_secret), file) {
-            (None, _) => Self::Nowhere,
-            (Some(secret), None) => Self::Here(secret),
-            (Some(secret), Some((file, path))) => match file.write(secret) {
-                Ok(()) => Self::In(path),
-                Err(error) => {
-                    let path = path.display();
-                    tracing::error!(
-                        %error, %path,
-                        "cannot write the first client's secret, it is lost: empty the store and \
-                         start again"
-                    );
-                    Self::Nowhere
-                }
-            },
+        match (secret.map(ExposeSecret::expose_secret), path, file) {
+            (None, ..) => Ok(Self::Nowhere),
+            (Some(secret), None, _) => Ok(Self::Here(secret)),
+            (Some(_), Some(path), None) => Err(lost(&format!("{} exists", shown(path)))),
+            (Some(secret), Some(path), Some(file)) => {
+                file.write(secret).map_err(|error| lost(&format!("{}: {error}", shown(path))))?;
+                Ok(Self::In(path))
+            }
         }
     }
 
@@ -259,15 +259,29 @@ struct Saved {
     has_secret: bool,
 }
 
-/// Reports, once, that the port serves. In development it also saves a context, with the
-/// certificate if there is one.
+/// Returns the problem of a first client's secret that was not shown.
+fn lost(problem: &str) -> String {
+    format!("cannot write the first client's secret: {problem}")
+}
+
+/// Returns true if what is written to stdout is discarded. A stdout that was closed is too: the
+/// runtime opens it on the null device.
+fn is_stdout_discarded() -> bool {
+    let stdout = io::stdout().as_fd().try_clone_to_owned().map(File::from);
+    let device = stdout.and_then(|file| file.metadata()).map(|data| data.rdev());
+    let null = fs::metadata("/dev/null").map(|data| data.rdev());
+    matches!((device, null), (Ok(device), Ok(null)) if device == null)
+}
+
+/// Reports, once, that the port serves, and a new secret; the error is that the secret is lost. In
+/// development it also saves a context, with the certificate if there is one.
 fn announce(
     started: &Started,
     secret: &Shown<'_>,
     dev: Option<&Development>,
     output: Output,
     environment: &BTreeMap<String, String>,
-) {
+) -> Result<(), String> {
     let context = dev.and_then(|dev| remember(started, dev, environment));
     let text = if output.json {
         Some(first_line(started, secret).to_string())
@@ -278,12 +292,20 @@ fn announce(
     };
     let exposed = dev.is_none() && secret.here().is_some() && !io::stdout().is_terminal();
     let printed = text.map(|text| output::bounded(move || output.line(&text)));
-    match printed {
-        Some(Some(Err(failure))) => {
-            tracing::warn!(error = %failure, "cannot print the service's address")
+    let problem = match printed {
+        Some(Some(Err(failure))) => Some(failure.to_string()),
+        Some(None) => Some("stdout is not read".to_owned()),
+        Some(Some(Ok(()))) if secret.here().is_some() && is_stdout_discarded() => {
+            Some("stdout is closed or /dev/null, use --bootstrap-secret-file".to_owned())
         }
-        Some(None) => tracing::warn!("cannot print the service's address, stdout is not read"),
-        Some(Some(Ok(()))) | None => {}
+        Some(Some(Ok(()))) | None => None,
+    };
+    if let Some(problem) = problem {
+        let is_kept = context.as_ref().is_some_and(|saved| saved.has_secret);
+        if secret.here().is_some() && !is_kept {
+            return Err(lost(&problem));
+        }
+        tracing::warn!(problem, "cannot print the service's address");
     }
     if exposed {
         tracing::warn!(
@@ -292,6 +314,7 @@ fn announce(
         );
     }
     signals::notify_supervisor(NotifyState::Ready);
+    Ok(())
 }
 
 /// Returns the only line on stdout for programs.
@@ -487,14 +510,16 @@ mod tests {
     #[test]
     fn programs_read_four_things_and_the_issuer() {
         let first = started(Path::new("/d"), Some("jcs_x"));
-        let line = first_line(&first, &Shown::of(&first, None));
+        let line = first_line(&first, &Shown::of(&first, None, None).unwrap());
         assert_eq!(line["address"], "127.0.0.1:50051");
         assert_eq!(line["data_dir"], "/d");
         assert_eq!(line["client_id"], "boot");
         assert_eq!(line["client_secret"], "jcs_x");
         assert!(first_line(&first, &Shown::In(Path::new("/s")))["client_secret"].is_null());
         let again = started(Path::new("/d"), None);
-        assert!(first_line(&again, &Shown::of(&again, None))["client_secret"].is_null());
+        assert!(
+            first_line(&again, &Shown::of(&again, None, None).unwrap())["client_secret"].is_null()
+        );
     }
 
     fn saved(name: &str, is_current: bool, has_secret: bool) -> Saved {
@@ -507,7 +532,12 @@ mod tests {
     fn people_get_lines_to_paste() {
         let first = started(Path::new("/d"), Some("jcs_x"));
         let dev = saved("dev", true, true);
-        let text = welcome(&first, &Shown::of(&first, None), Some(&dev), "./target/release/jeton");
+        let text = welcome(
+            &first,
+            &Shown::of(&first, None, None).unwrap(),
+            Some(&dev),
+            "./target/release/jeton",
+        );
         assert!(
             text.contains(
                 "\n  ./target/release/jeton token --raw | ./target/release/jeton introspect -\n"
@@ -520,12 +550,15 @@ mod tests {
         assert!(text.contains("(not shown again)"));
         // OPERATORS 4.19
         let without = Started { reflection: false, ..started(Path::new("/d"), Some("jcs_x")) };
-        let text = welcome(&without, &Shown::of(&without, None), None, "jeton");
+        let text = welcome(&without, &Shown::of(&without, None, None).unwrap(), None, "jeton");
         assert!(text.contains("  jeton protoset > jeton.protoset\n"), "{text}");
         let line = "grpcurl -plaintext -protoset jeton.protoset -d ";
         assert_eq!(text.matches(line).count(), 2, "{text}");
         let again = started(Path::new("/d"), None);
-        assert!(!welcome(&again, &Shown::of(&again, None), None, "jeton").contains("jeton token"));
+        assert!(
+            !welcome(&again, &Shown::of(&again, None, None).unwrap(), None, "jeton")
+                .contains("jeton token")
+        );
         let kept = welcome(&first, &Shown::In(Path::new("/s")), None, "jeton");
         assert!(kept.contains("client secret   in /s\n") && !kept.contains("jcs_x"), "{kept}");
     }

@@ -102,6 +102,16 @@ impl StartError {
         }
     }
 
+    /// Adds the consequence of the failure.
+    fn and(self, consequence: &str) -> Self {
+        let with = |text: String| format!("{text}; {consequence}");
+        match self {
+            Self::Configuration(text) => Self::Configuration(with(text)),
+            Self::Transient { reason, detail } => Self::Transient { reason, detail: with(detail) },
+            Self::Failed(text) => Self::Failed(with(text)),
+        }
+    }
+
     fn failed(what: &'static str) -> impl FnOnce(Box<dyn std::error::Error + Send + Sync>) -> Self {
         move |error| Self::Failed(format!("{what}: {}", with_sources(error.as_ref())))
     }
@@ -114,10 +124,11 @@ fn with_sources(error: &dyn std::error::Error) -> String {
 }
 
 /// Serves until `shutdown` resolves and the calls in flight are finished. `started` is called when
-/// the port accepts calls.
+/// the port accepts calls; if it fails, the first client's new secret is lost: the client is deleted
+/// again and the server stops.
 pub async fn run(
     options: Options,
-    started: impl FnOnce(&Started) + Send,
+    started: impl FnOnce(&Started) -> Result<(), String> + Send,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), StartError> {
     let config = &options.config;
@@ -147,55 +158,106 @@ pub async fn run(
         return Ok(());
     };
     let listener = TcpListener::from_std(listener).map_err(cannot_listen)?;
-    let tls = TlsReloader::open(&config.tls, opened.clock.clone())
-        .map_err(|error| StartError::Configuration(format!("tls: {}", with_sources(&error))))?;
     let bootstrap = if options.dev || options.bootstrap {
         bootstrap::first_client(&opened).await?
     } else {
         None
     };
+    let mut unseen = bootstrap
+        .as_ref()
+        .filter(|bootstrap| bootstrap.client_secret.is_some())
+        .map(|bootstrap| bootstrap.client_id.clone());
+    let started = |address, tls| {
+        started(&Started {
+            address,
+            issuer,
+            data_dir: opened.data_dir.clone(),
+            bootstrap,
+            tls,
+            reflection: options.config.reflection,
+        })
+    };
+    let listeners = Listeners { port: listener, address, probes, open_files };
+    let served = serve(&options, &opened, listeners, started, &mut unseen, shutdown).await;
+    let served = match (served, unseen) {
+        (Err(error), Some(first)) => Err(bootstrap::take_back(&opened, &first, error).await),
+        (served, _) => served,
+    };
+    opened.close().await;
+    let summary = served?;
+    tracing::info!(
+        accepted = summary.accepted,
+        refused = summary.refused,
+        aborted = summary.aborted,
+        "stopped"
+    );
+    Ok(())
+}
 
+/// Bound listeners of a server.
+struct Listeners {
+    port: TcpListener,
+    address: SocketAddr,
+    probes: Option<std::net::TcpListener>,
+    open_files: Option<u64>,
+}
+
+/// Serves an open store. `unseen` is a first client whose secret is not shown yet; `started` shows
+/// it.
+async fn serve(
+    options: &Options,
+    opened: &Opened,
+    listeners: Listeners,
+    started: impl FnOnce(SocketAddr, bool) -> Result<(), String> + Send,
+    unseen: &mut Option<ClientId>,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<listen::Summary, StartError> {
+    let config = &options.config;
+    let Listeners { port, address, probes, open_files } = listeners;
+    let tls = TlsReloader::open(&config.tls, opened.clock.clone())
+        .map_err(|error| StartError::Configuration(format!("tls: {}", with_sources(&error))))?;
+    let tls_on = tls.is_some();
     let (stop, stopping) = watch::channel(false);
     let listening = listen::Options::new(&config.limits, tls.clone());
     let listening = listening.within(open_files).behind(&config.proxy);
-    let app = App::build(&options, &opened, listening.heartbeats.clone(), &stopping).await?;
-    let metrics = app.serve_metrics(&options, stopped(stopping.clone())).await?;
+    let app = App::build(options, opened, listening.heartbeats.clone(), &stopping).await?;
+    let metrics = app.serve_metrics(options, stopped(stopping.clone())).await?;
     let probes = probes::serve(config, probes, app.probes.clone(), stopped(stopping.clone()))?;
     let readiness =
         ready::report_readiness(opened.services.standing.tokens.clone(), app.health.clone());
-    let background = maintenance::start(&opened, tls, &stopping);
+    let background = maintenance::start(opened, tls, &stopping);
     measurements::take_once(opened.clock.now(), &listening);
-    let serving = tokio::spawn(listen::serve(listener, app.guarded, listening, stopped(stopping)));
+    let serving = tokio::spawn(listen::serve(port, app.guarded, listening, stopped(stopping)));
     if config.audit.issue == config::Issue::Batched {
         tracing::warn!(
             "audit.issue is batched: a crash may lose audit records of tokens issued in the last \
              50 ms"
         );
     }
-    tracing::info!(%address, issuer, tls = tls_on, "serving");
+    tracing::info!(%address, issuer = %opened.services.terms.issuer, tls = tls_on, "serving");
     opened.record_start(address).await?;
     let record =
         ServiceRecord { address, probe_address: probes.address, ..ServiceRecord::of(config) };
     if let Err(error) = record.write(config) {
         tracing::warn!(%error, "cannot leave the address for probes in the data directory");
     }
-    started(&Started {
-        address,
-        issuer,
-        data_dir: opened.data_dir.clone(),
-        bootstrap,
-        tls: tls_on,
-        reflection: config.reflection,
-    });
-
-    shutdown.await;
+    let lost = match (started(address, tls_on), unseen.take()) {
+        (Ok(()), _) => {
+            shutdown.await;
+            None
+        }
+        (Err(problem), Some(first)) => {
+            Some(bootstrap::take_back(opened, &first, StartError::Failed(problem)).await)
+        }
+        (Err(problem), None) => Some(StartError::Failed(problem)),
+    };
     // No task reports "serving" after this.
     readiness.abort();
     let _ = readiness.await;
     // Balancers see the status before the port closes and connections get a GOAWAY.
     app.health.leave().await;
     let delay_seconds = config.limits.shutdown_delay_seconds;
-    if delay_seconds > 0 {
+    if delay_seconds > 0 && lost.is_none() {
         tracing::info!(delay_seconds, "not ready, still serving");
         sleep_until(Instant::now() + Duration::from_secs(delay_seconds)).await;
     }
@@ -210,14 +272,7 @@ pub async fn run(
     if let Some(metrics) = metrics {
         let _ = metrics.await;
     }
-    opened.close().await;
-    tracing::info!(
-        accepted = summary.accepted,
-        refused = summary.refused,
-        aborted = summary.aborted,
-        "stopped"
-    );
-    Ok(())
+    lost.map_or(Ok(summary), Err)
 }
 
 /// Returns the configured issuer, else the URL of the port: one that can be connected to.

@@ -299,11 +299,43 @@ fn the_first_secret_can_go_to_a_file() {
     assert_eq!(core[4..6], ["0", "0"], "TL14: the server leaves no core behind");
     server.stop();
     // What is there is not written over, and where there is nothing to write no file is left.
-    assert_eq!(house.jeton(&serve).code, 1);
+    house.serve_with(&serve).stop();
     assert_eq!(fs::read_to_string(&path).unwrap(), secret);
     fs::remove_file(&path).unwrap();
     house.serve_with(&serve).stop();
     assert!(!path.exists());
+}
+
+/// OPERATORS B44: a first secret that nobody can read leaves no client behind.
+#[test]
+fn a_first_secret_that_cannot_be_written_takes_the_client_back() {
+    let house = House::new();
+    let key = house.file("key", "Q2Qf8mKTpTqBnSg2OWGLhX0l9H3aiYvHkxS6zVq3r+8=\n");
+    let config =
+        house.file("c.toml", &format!("master_key_file = {key:?}\nlisten = \"127.0.0.1:0\"\n"));
+    let serve = ["serve", "--json", "--bootstrap", "--config", config.to_str().unwrap()];
+    for sink in ["/dev/full", "/dev/null"] {
+        let stdout = fs::OpenOptions::new().write(true).open(sink).unwrap();
+        let ended = house.command(&serve).stdout(stdout).output().unwrap();
+        let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+        assert_eq!(ended.status.code(), Some(1), "{sink}: {said}");
+        assert!(said.contains("cannot write the first client's secret"), "{sink}: {said}");
+    }
+    let there = house.file("there", "mine");
+    let to_file = [&serve[..], &["--bootstrap-secret-file", there.to_str().unwrap()]].concat();
+    assert_eq!(house.jeton(&to_file).code, 1);
+    assert_eq!(fs::read_to_string(&there).unwrap(), "mine");
+    // Nor does a start that fails before it can show the secret.
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let metrics = taken.local_addr().unwrap().to_string();
+    let ended = house.command(&serve).env("JETON_METRICS_LISTEN", metrics).output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert_eq!((ended.status.code(), &*ended.stdout), (Some(1), &b""[..]), "{said}");
+    assert!(said.contains("the first client is deleted again"), "{said}");
+    // The next start has a first client to make.
+    let server = house.serve_with(&serve);
+    assert!(server.said["client_secret"].is_string(), "{}", server.said);
+    server.stop();
 }
 
 #[test]

@@ -165,6 +165,7 @@ impl TestServer {
                     .as_ref()
                     .map(|secret| secret.expose_secret().to_owned());
                 let _ = send.send((started.address, bootstrap.client_id.to_string(), secret));
+                Ok(())
             };
             let until = async move {
                 let _ = stopped.await;
