@@ -7,6 +7,7 @@ pub mod audit;
 pub mod client_secrets;
 pub mod client_settings;
 pub mod clients;
+mod first_client;
 mod forged_records;
 pub mod keys;
 mod last_administrator;
