@@ -1,17 +1,24 @@
-//! The first client: it is registered without an administrator, since there is none yet.
+//! Administrators that are registered without an administrator: the first client of an empty store,
+//! and one that the master key makes where no client can administer the service (OPERATORS B44).
 
 use secrecy::SecretString;
 
 use super::{Clients, client_secrets::NewSecret, clients::blank};
 use crate::{
     error::{Error, Result},
-    model::{Action, Call, Client, ClientCredential, ClientId, Grants, Scopes, TenantId},
+    model::{
+        Action, Call, Client, ClientCredential, ClientId, Event, Grants, Scopes, Stamp, TenantId,
+    },
     oauth::{ADMIN, introspection::INTROSPECT_ANY},
     store::{Creation, StoreError, Write},
 };
 
 /// Id of the first client.
 const BOOTSTRAP: &str = "bootstrap";
+/// Id of an administrator that the master key makes; with a number if it is taken.
+const RECOVERED: &str = "admin";
+/// Ids of that kind that are tried.
+const RECOVERED_MAX: usize = 100;
 
 impl Clients {
     /// The first client of an empty store: it may administer and introspect any token. On a store
@@ -29,29 +36,74 @@ impl Clients {
         if !self.store.clients(None, None, 1).await?.is_empty() {
             return Ok(None);
         }
-        let scopes = Scopes::parse(&[ADMIN, INTROSPECT_ANY]).map_err(Error::invalid("scopes"))?;
+        let stamp = call.stamp_of(&TenantId::operator(), &id, None);
+        let event = stamp.done(Action::ClientCreated, id.as_str());
+        let made = self
+            .make_administrator(call, &id, "first administrator", &[ADMIN, INTROSPECT_ANY], event)
+            .await?;
+        Ok(Some((id, made)))
+    }
+
+    /// Creates an administrator of the operator's tenant under an id that is free: `id`, or one that
+    /// is chosen here.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::AlreadyExists`] if `id` is taken.
+    pub async fn reset_administrator(
+        &self,
+        call: &Call,
+        id: Option<ClientId>,
+    ) -> Result<(ClientId, SecretString)> {
+        let ids = match id {
+            Some(id) => vec![id],
+            None => (1..=RECOVERED_MAX)
+                .map(|number| match number {
+                    1 => RECOVERED.to_owned(),
+                    _ => format!("{RECOVERED}-{number}"),
+                })
+                .map(|id| id.parse().map_err(Error::invalid("client_id")))
+                .collect::<Result<_>>()?,
+        };
+        for id in ids {
+            let stamp = Stamp { tenant: Some(TenantId::operator()), ..Stamp::internal(call.now) };
+            let event = stamp.done(Action::AdministratorReset, id.as_str());
+            let name = "administrator made with the master key";
+            if let Some(secret) = self.make_administrator(call, &id, name, &[ADMIN], event).await? {
+                return Ok((id, secret));
+            }
+        }
+        Err(Error::AlreadyExists("client"))
+    }
+
+    /// Registers an administrator of the operator's tenant and returns its secret; `None` if the id
+    /// is taken.
+    async fn make_administrator(
+        &self,
+        call: &Call,
+        id: &ClientId,
+        display_name: &str,
+        scopes: &[&str],
+        event: Event,
+    ) -> Result<Option<SecretString>> {
+        let scopes = Scopes::parse(scopes).map_err(Error::invalid("scopes"))?;
         let (secret, value) =
             self.secrets.make(&TenantId::operator(), NewSecret::Generated, None, call.now).await?;
         let client = Client {
-            display_name: "first administrator".to_owned(),
+            display_name: display_name.to_owned(),
             default_scopes: scopes.clone(),
             scopes,
             grants: Grants { client_credentials: true, refresh_token: true },
             credentials: vec![ClientCredential::Secret(secret)],
             ..blank(id.clone(), TenantId::operator(), call.now)
         };
-        let stamp = call.stamp_of(&client.tenant, &client.id, None);
-        match self
-            .store
-            .create_client(&client, stamp.done(Action::ClientCreated, id.as_str()))
-            .await?
-        {
-            Creation::Created => Ok(Some((id, value))),
-            Creation::Taken => Ok(Some((id, None))),
+        match self.store.create_client(&client, event).await? {
+            Creation::Created => Ok(value),
+            Creation::Taken => Ok(None),
         }
     }
 
-    /// Deletes the first client again, whose secret could not be shown, with what was issued to it.
+    /// Deletes an administrator again whose secret could not be shown, with what was issued to it.
     pub async fn take_back(&self, call: &Call, id: &ClientId) -> Result<()> {
         let Some(client) = self.store.client(id).await? else { return Ok(()) };
         let stamp = call.stamp_of(&client.tenant, id, None);

@@ -1,6 +1,6 @@
 //! The command line: one file per command group. Data goes to stdout, messages go to stderr;
 //! `--json` is for programs; the exit codes are those of `error`. All commands except `serve`,
-//! `doctor`, `export` and `import` use the same RPCs as any other client.
+//! `doctor`, `export`, `import` and `admin` use the same RPCs as any other client.
 
 mod admin;
 mod args;
@@ -15,6 +15,7 @@ mod doctor;
 mod error;
 mod keys;
 mod memory;
+mod offline;
 mod output;
 mod protoset;
 mod render;
@@ -84,6 +85,8 @@ enum Command {
     Import(transfer::Import),
     /// Verify archives of the audit trail that audit.keep cut
     VerifyArchive(transfer::VerifyArchive),
+    /// Repair a store with its master key, without a server: create an administrator
+    Admin(offline::Command),
     /// Check a deployment and suggest fixes
     Doctor(doctor::Command),
     /// Show the effective configuration
@@ -143,6 +146,7 @@ fn execute(
         Command::Export(command) => block_on(command.run(output, environment)),
         Command::Import(command) => block_on(command.run(output, environment)),
         Command::VerifyArchive(command) => command.run(output, environment),
+        Command::Admin(command) => block_on(command.run(output, environment)),
         Command::Doctor(command) => block_on(command.run(output, environment)),
         Command::Config(command) => command.run(output, environment),
         Command::Context(command) => command.run(output, environment),
@@ -223,6 +227,8 @@ mod tests {
             "jeton export",
             "jeton export backup.ndjson --data-dir /d",
             "jeton import backup.ndjson --accept-rollback",
+            "jeton admin reset --data-dir /d --client-id a --secret-out f",
+            "jeton admin reset --store mongodb://h/d --json",
             "jeton doctor --config /c",
             "jeton config show --json",
             "jeton context list",

@@ -2,7 +2,9 @@
 //! stderr. There are no colours, so nothing to turn off.
 
 use std::{
+    fs::{self, File},
     io::{self, BufRead, IsTerminal, Write},
+    os::{fd::AsFd, unix::fs::MetadataExt},
     sync::mpsc,
     thread,
     time::Duration,
@@ -100,6 +102,15 @@ impl Output {
             warn(&failure.text().lines().map(escape).collect::<Vec<_>>().join("\n"));
         }
     }
+}
+
+/// Returns true if what is written to stdout is discarded. A stdout that was closed is too: the
+/// runtime opens it on the null device.
+pub(super) fn is_stdout_discarded() -> bool {
+    let stdout = io::stdout().as_fd().try_clone_to_owned().map(File::from);
+    let device = stdout.and_then(|file| file.metadata()).map(|data| data.rdev());
+    let null = fs::metadata("/dev/null").map(|data| data.rdev());
+    matches!((device, null), (Ok(device), Ok(null)) if device == null)
 }
 
 /// Runs a write of a service to stdout or stderr on a thread of its own, since a supervisor may read

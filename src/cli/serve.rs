@@ -3,9 +3,7 @@
 use std::{
     collections::BTreeMap,
     env,
-    fs::{self, File},
     io::{self, IsTerminal},
-    os::{fd::AsFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -84,6 +82,16 @@ pub(super) struct Settings {
 }
 
 impl Settings {
+    /// Returns flags that name a store and nothing else.
+    pub(super) fn of_store(
+        config: Option<PathBuf>,
+        data_dir: Option<String>,
+        store: Option<String>,
+        store_file: Option<String>,
+    ) -> Self {
+        Self { config, data_dir, store, store_file, ..Self::default() }
+    }
+
     /// Returns true if the address of the port is given by a flag.
     pub(super) const fn names_a_port(&self) -> bool {
         self.listen.is_some()
@@ -182,7 +190,7 @@ impl Command {
     }
 }
 
-fn start_failed(error: &server::StartError) -> Failure {
+pub(super) fn start_failed(error: &server::StartError) -> Failure {
     let text = error.to_string();
     if error.exit_code() == i32::from(ConfigError::EXIT_CODE) {
         Failure::setting("", text)
@@ -264,15 +272,6 @@ fn lost(problem: &str) -> String {
     format!("cannot write the first client's secret: {problem}")
 }
 
-/// Returns true if what is written to stdout is discarded. A stdout that was closed is too: the
-/// runtime opens it on the null device.
-fn is_stdout_discarded() -> bool {
-    let stdout = io::stdout().as_fd().try_clone_to_owned().map(File::from);
-    let device = stdout.and_then(|file| file.metadata()).map(|data| data.rdev());
-    let null = fs::metadata("/dev/null").map(|data| data.rdev());
-    matches!((device, null), (Ok(device), Ok(null)) if device == null)
-}
-
 /// Reports, once, that the port serves, and a new secret; the error is that the secret is lost. In
 /// development it also saves a context, with the certificate if there is one.
 fn announce(
@@ -295,7 +294,7 @@ fn announce(
     let problem = match printed {
         Some(Some(Err(failure))) => Some(failure.to_string()),
         Some(None) => Some("stdout is not read".to_owned()),
-        Some(Some(Ok(()))) if secret.here().is_some() && is_stdout_discarded() => {
+        Some(Some(Ok(()))) if secret.here().is_some() && output::is_stdout_discarded() => {
             Some("stdout is closed or /dev/null, use --bootstrap-secret-file".to_owned())
         }
         Some(Some(Ok(()))) | None => None,

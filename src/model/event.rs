@@ -203,6 +203,8 @@ actions! {
     AccessRefused = "access.refused",
     /// A client was registered.
     ClientCreated = "client.created",
+    /// `jeton admin reset` created an administrator with the master key; the target is the client.
+    AdministratorReset = "administrator.reset",
     /// A client was changed.
     ClientUpdated = "client.updated",
     /// A client was disabled.

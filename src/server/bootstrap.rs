@@ -16,12 +16,12 @@ pub(super) async fn first_client(opened: &Opened) -> Result<Option<Bootstrap>, S
     Ok(created.map(|(client_id, client_secret)| Bootstrap { client_id, client_secret }))
 }
 
-/// Deletes the first client again, whose secret was not shown: it would only keep the next start
-/// from creating another. Returns the error for the operator.
+/// Deletes a new administrator again whose secret was not shown: a first client would only keep the
+/// next start from creating another. Returns the error for the operator.
 pub(super) async fn take_back(opened: &Opened, id: &ClientId, error: StartError) -> StartError {
     match opened.services.admin.clients.take_back(&call(opened), id).await {
-        Ok(()) => error.and("the first client is deleted again"),
-        Err(kept) => error.and(&format!("the first client {id} cannot be deleted again: {kept}")),
+        Ok(()) => error.and("the new client is deleted again"),
+        Err(kept) => error.and(&format!("the new client {id} cannot be deleted again: {kept}")),
     }
 }
 

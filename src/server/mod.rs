@@ -1,5 +1,6 @@
 //! Wiring: open the store, load the keys, build the services, stack the layers, serve, drain.
 
+mod administer;
 mod app;
 mod bootstrap;
 mod maintenance;
@@ -21,7 +22,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use self::app::App;
+use self::{app::App, open::Opened};
 use crate::{
     api::listen::{self, TlsReloader},
     clock::Clock,
@@ -30,6 +31,7 @@ use crate::{
     store::Store,
 };
 
+pub use self::administer::reset_administrator;
 pub use self::service_record::{ServiceRecord, connectable};
 pub use crate::api::listen::{connections_within, highest_limit as open_files};
 

@@ -40,6 +40,15 @@ const CLOCK_TOLERANCE: std::time::Duration = std::time::Duration::from_secs(5);
 /// the others, and its revocations must cover them.
 const SHARED_CLOCK_TOLERANCE: std::time::Duration = std::time::Duration::from_secs(90);
 
+/// Purpose that a store is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// Serving: the first keyset of an empty store is created.
+    Serve,
+    /// Work on a store that has been served: an empty one is refused.
+    Administer,
+}
+
 /// An opened store and the services over it.
 pub(super) struct Opened {
     pub(super) services: Arc<Services>,
@@ -91,7 +100,11 @@ impl Opened {
     }
 }
 
-pub(super) async fn open(options: &Options, issuer: &str) -> Result<Opened, StartError> {
+pub(super) async fn open(
+    options: &Options,
+    issuer: &str,
+    purpose: Purpose,
+) -> Result<Opened, StartError> {
     let config = &options.config;
     let data_dir = config.data_dir.clone();
     let retention = retention(config)?;
@@ -120,7 +133,7 @@ pub(super) async fn open(options: &Options, issuer: &str) -> Result<Opened, Star
     }
 
     let terms = terms(config, issuer)?;
-    let keyset = keyset(store.as_ref(), &sealer, &terms, clock.as_ref()).await?;
+    let keyset = keyset(store.as_ref(), &sealer, &terms, clock.as_ref(), purpose).await?;
     let tolerance = if config.store.is_shared() { SHARED_CLOCK_TOLERANCE } else { CLOCK_TOLERANCE };
     let claim_limits =
         ClaimLimits { max_lifetime: terms.token.access_lifetime_max(), skew: tolerance };
@@ -282,11 +295,15 @@ async fn keyset(
     sealer: &Sealer,
     terms: &Terms,
     clock: &dyn Clock,
+    purpose: Purpose,
 ) -> Result<Keyset, StartError> {
     if let Some(keyset) = store.keyset().await.map_err(stores::failed)? {
         return Ok(keyset);
     }
     if !has_records(store).await.map_err(stores::failed)? {
+        if purpose == Purpose::Administer {
+            return Err(StartError::Configuration(STORE_IS_EMPTY.to_owned()));
+        }
         let (first, event) = keys::first(sealer, terms, clock.now());
         store.replace_keyset(&first, event).await.map_err(stores::failed)?;
     }
@@ -297,6 +314,9 @@ async fn keyset(
         .map_err(stores::failed)?
         .ok_or_else(|| StartError::Configuration(KEYS_ARE_GONE.to_owned()))
 }
+
+const STORE_IS_EMPTY: &str = "the store is empty: check the address of the store, or run \
+                              `jeton serve --bootstrap`";
 
 const KEYS_ARE_GONE: &str = "the store has records but no signing keys. Restore a backup that \
                              contains them, or `jeton import` an export into an empty store";

@@ -89,7 +89,7 @@ async fn retry(
     attempts.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         attempts.tick().await;
-        match open::open(options, issuer).await {
+        match open::open(options, issuer, open::Purpose::Serve).await {
             Err(StartError::Transient { reason, detail }) if began.elapsed() < patience => {
                 reasons.send_replace(reason);
                 let is_news = logged

@@ -57,8 +57,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     (
         "server",
         &[
-            "admin", "api", "clock", "config", "crypto", "limit", "metrics", "model", "oauth",
-            "proto", "services", "standing", "store",
+            "admin", "api", "clock", "config", "crypto", "error", "limit", "metrics", "model",
+            "oauth", "proto", "services", "standing", "store",
         ],
     ),
     (

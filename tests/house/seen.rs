@@ -45,7 +45,9 @@ fn every_alert_has_a_runbook() {
     let (rules, runbooks) = (read("deploy/prometheus-alerts.yaml"), read("docs/runbooks.md"));
     let alerts: Vec<_> = rules.lines().filter_map(|line| line.split_once("- alert: ")).collect();
     let alerts: Vec<_> = alerts.into_iter().map(|(_, name)| name).collect();
-    let sections: Vec<_> = runbooks.lines().filter_map(|line| line.strip_prefix("## ")).collect();
+    let sections = runbooks.lines().filter_map(|line| line.strip_prefix("## "));
+    // Others begin with a symptom that no metric shows.
+    let sections: Vec<_> = sections.filter(|section| section.starts_with("Jeton")).collect();
     assert_eq!(alerts, sections);
     for alert in alerts {
         let link = format!("runbook: docs/runbooks.md#{}\n", alert.to_lowercase());

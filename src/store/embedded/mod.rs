@@ -131,6 +131,11 @@ impl SharedState {
 }
 
 impl Embedded {
+    /// Returns false if it is certain that a directory holds no database.
+    pub fn is_in(dir: &Path) -> bool {
+        dir.join("jeton.db").try_exists().unwrap_or(true)
+    }
+
     /// Opens a data directory, creates it if it is missing, and starts the threads. `node` is this
     /// node's name in the audit trail, `chain` the key that seals it.
     ///

@@ -4,6 +4,7 @@ mod administration;
 mod contexts;
 mod home;
 mod records;
+mod recovery;
 mod serving;
 mod starting;
 mod stopping;

@@ -331,7 +331,7 @@ fn a_first_secret_that_cannot_be_written_takes_the_client_back() {
     let ended = house.command(&serve).env("JETON_METRICS_LISTEN", metrics).output().unwrap();
     let said = String::from_utf8_lossy(&ended.stderr).into_owned();
     assert_eq!((ended.status.code(), &*ended.stdout), (Some(1), &b""[..]), "{said}");
-    assert!(said.contains("the first client is deleted again"), "{said}");
+    assert!(said.contains("the new client is deleted again"), "{said}");
     // The next start has a first client to make.
     let server = house.serve_with(&serve);
     assert!(server.said["client_secret"].is_string(), "{}", server.said);
