@@ -2,10 +2,8 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use tokio::sync::broadcast;
-
 pub use super::witness::Known;
-use super::{AdminAuthenticator, Administrator, witness::witnessed};
+use super::{AdminAuthenticator, Administrator, tail::Tail, witness::witnessed};
 use crate::{
     crypto::chain::{ChainKey, Claim, Problem, START, Walk},
     error::Result,
@@ -68,15 +66,16 @@ impl AuditReader {
         Ok(newest.filter(|newest| filter.from.is_none_or(|from| from <= *newest)))
     }
 
-    /// Records as they are committed, and the filter that says which of them the administrator may
-    /// see.
-    pub fn tail(
+    /// Records as they are committed, of those that the administrator may see: from now on, or after
+    /// the positions `after`.
+    pub async fn tail(
         &self,
         admin: &Administrator,
         filter: Filter,
-    ) -> Result<(broadcast::Receiver<Option<Arc<Record>>>, Filter)> {
+        after: BTreeMap<Arc<str>, u64>,
+    ) -> Result<Tail> {
         let tenant = admin.tenant_filter(filter.tenant.clone())?;
-        Ok((self.store.tail(), Filter { tenant, ..filter }))
+        Tail::begin(Arc::clone(&self.store), Filter { tenant, ..filter }, after).await
     }
 
     /// Walks every chain, or only the one asked for: see [`verify`].

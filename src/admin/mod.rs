@@ -16,6 +16,7 @@ mod newly_listed;
 pub mod restore_policy;
 pub mod revocations;
 mod sharing;
+pub mod tail;
 pub mod witness;
 
 pub(crate) use self::last_administrator::LastAdministrator;

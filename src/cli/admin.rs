@@ -45,12 +45,29 @@ impl Admin {
             Some(held) => held,
             None => issuer.issue().await.map_err(|status| issuer.remote.refused(status))?,
         };
+        Ok(Self::with(issuer, held))
+    }
+
+    /// Requests a new token, as [`Self::open`] does.
+    pub(super) async fn renewed(remote: Remote, scope: &str) -> Result<Self, Failure> {
+        let issuer =
+            Issuer { credentials: remote.credentials()?.clone(), scope: scope.to_owned(), remote };
+        let held = issuer.issue().await.map_err(|status| issuer.remote.refused(status))?;
+        Ok(Self::with(issuer, held))
+    }
+
+    fn with(issuer: Issuer, held: Held) -> Self {
         let channel = AdminChannel {
             channel: issuer.remote.channel.clone(),
             issuer: Arc::new(issuer),
             held: Arc::new(Mutex::new(held)),
         };
-        Ok(Self { channel })
+        Self { channel }
+    }
+
+    /// Returns the lifetime of a new token; zero if an earlier command left it.
+    pub(super) fn lifetime(&self) -> Duration {
+        self.channel.held().lifetime
     }
 
     pub(super) fn channel(&self) -> AdminChannel {
@@ -78,13 +95,15 @@ struct Held {
     bearer: MetadataValue<Ascii>,
     /// Key and token if an earlier command left it, so that it may have been revoked since.
     kept: Option<(Key, String)>,
+    /// Lifetime when it was issued.
+    lifetime: Duration,
 }
 
 impl Held {
     fn new(token: &str) -> Option<Self> {
         let mut bearer: MetadataValue<Ascii> = format!("Bearer {token}").parse().ok()?;
         bearer.set_sensitive(true);
-        Some(Self { bearer, kept: None })
+        Some(Self { bearer, kept: None, lifetime: Duration::ZERO })
     }
 }
 
@@ -129,11 +148,11 @@ impl Issuer {
         });
         let mut service = TokenServiceClient::new(self.remote.channel.clone());
         let answer = service.token(request).await?.into_inner();
-        let held = Held::new(&answer.access_token)
+        let mut held = Held::new(&answer.access_token)
             .ok_or_else(|| Status::internal("the server returned a malformed token"))?;
+        held.lifetime = Duration::from_secs(answer.expires_in.try_into().unwrap_or(0));
         if let Some(cache) = self.remote.token_cache() {
-            let lifetime = Duration::from_secs(answer.expires_in.try_into().unwrap_or(0));
-            cache.save(&self.key(scope), &answer.access_token, lifetime, args::now());
+            cache.save(&self.key(scope), &answer.access_token, held.lifetime, args::now());
         }
         Ok(held)
     }

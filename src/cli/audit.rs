@@ -1,6 +1,6 @@
 //! `audit`: reads and verifies the audit trail.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use clap::{Args, Subcommand};
 use serde_json::json;
@@ -12,15 +12,18 @@ use super::{
     error::Failure,
     output::Output,
     render,
+    tail::Tail,
 };
 use crate::{
     model::event::Action,
     proto::admin::{
         ChainState, ChainVerdict, Event, EventFilter, KnownHead, ListEventsRequest, Principal,
-        TailEventsRequest, VerifyChainRequest, audit_service_client::AuditServiceClient,
-        principal::Kind,
+        VerifyChainRequest, audit_service_client::AuditServiceClient, principal::Kind,
     },
 };
+
+/// Scope of a caller that may not request `jeton:admin`.
+const SCOPE: &str = "jeton:admin:audit";
 
 /// `jeton audit`
 #[derive(Args, Debug)]
@@ -41,10 +44,15 @@ enum AuditCommand {
         #[arg(long, default_value_t = 100)]
         limit: usize,
     },
-    /// Follow new events
+    /// Follow new events until Ctrl-C or SIGTERM. Connects again after a break and continues
+    /// without gap or repetition
     Tail {
         #[command(flatten)]
         filter: Filter,
+        /// File that keeps the positions reached: a later run continues after them. Events are
+        /// printed before they are kept, so a run that was killed may repeat its last ones
+        #[arg(long, value_name = "FILE")]
+        from_last: Option<PathBuf>,
     },
     /// Verify every audit chain: find removed, altered, reordered or truncated records; exit with 1
     /// if there are any. "end not sure" (exit with 0): the node is not running and did not close
@@ -148,19 +156,23 @@ impl Command {
     ) -> Result<(), Failure> {
         // Errors in the arguments are reported before any call.
         let filter = match &self.command {
-            AuditCommand::List { filter, .. } | AuditCommand::Tail { filter } => {
+            AuditCommand::List { filter, .. } | AuditCommand::Tail { filter, .. } => {
                 filter.message()?
             }
             AuditCommand::Verify { .. } => EventFilter::default(),
         };
         let remote = Remote::open(&self.remote, environment).await?;
-        let admin = Admin::open(remote, "jeton:admin:audit").await?;
         match &self.command {
-            AuditCommand::List { limit, .. } => list(output, &admin, filter, *limit).await,
-            AuditCommand::Tail { .. } => tail(output, &admin, filter).await,
+            AuditCommand::List { limit, .. } => {
+                list(output, &Admin::open(remote, SCOPE).await?, filter, *limit).await
+            }
+            AuditCommand::Tail { from_last, .. } => {
+                Tail::new(output, remote, SCOPE, filter, from_last.clone())?.run().await
+            }
             AuditCommand::Verify { chain, known } => {
                 let chain = chain.clone().unwrap_or_default();
-                verify(output, &admin, VerifyChainRequest { chain, known: known.clone() }).await
+                let request = VerifyChainRequest { chain, known: known.clone() };
+                verify(output, &Admin::open(remote, SCOPE).await?, request).await
             }
         }
     }
@@ -205,7 +217,7 @@ async fn list(
     let row = |event: &Event| {
         let time = render::time(event.time.as_ref());
         let Event { chain, sequence, action, outcome, tenant, target, peer, .. } = event.clone();
-        let (actor, reason) = (render::actor(event), reason(event));
+        let (actor, reason) = (render::actor(event), render::reason(event));
         vec![
             chain,
             sequence.to_string(),
@@ -224,28 +236,6 @@ async fn list(
     ];
     let spare = ["tenant", "peer", "chain", "outcome", "reason"];
     output.table(&header, &events.iter().map(row).collect::<Vec<_>>(), &spare)
-}
-
-/// Prints events until the server ends the stream or the user presses Ctrl-C.
-async fn tail(output: Output, admin: &Admin, filter: EventFilter) -> Result<(), Failure> {
-    let request = admin.stream(TailEventsRequest { filter: Some(filter) });
-    let mut events =
-        AuditServiceClient::new(admin.channel()).tail_events(request).await?.into_inner();
-    while let Some(answer) = events.message().await? {
-        let Some(event) = answer.event else { continue };
-        if output.json {
-            output.document(&render::event(&event))?;
-            continue;
-        }
-        let Event { action, outcome, target, .. } = &event;
-        let (actor, reason) = (render::actor(&event), reason(&event));
-        let line = format!(
-            "{}  {outcome:7}  {action}  {actor}  {target}  {reason}",
-            render::time(event.time.as_ref())
-        );
-        output.line(&crate::telemetry::escape(line.trim_end()))?;
-    }
-    Ok(())
 }
 
 /// Prints a line for each chain, which begins with the head to save, and a summary.
@@ -276,20 +266,6 @@ async fn verify(output: Output, admin: &Admin, request: VerifyChainRequest) -> R
         ChainState::Intact | ChainState::EndNotSure => Ok(()),
         ChainState::Broken | ChainState::Unspecified => Err(Failure::Code(1)),
     }
-}
-
-/// Returns the reason of an event, and its former node if it was recovered.
-fn reason(event: &Event) -> String {
-    let recovered = if event.recovered_from.is_empty() {
-        String::new()
-    } else {
-        format!("recovered from {}", event.recovered_from)
-    };
-    [event.reason.as_str(), &recovered]
-        .into_iter()
-        .filter(|part| !part.is_empty())
-        .collect::<Vec<_>>()
-        .join("; ")
 }
 
 fn verdict(chain: &ChainVerdict) -> String {

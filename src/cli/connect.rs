@@ -23,6 +23,9 @@ use super::{
 /// Default of `listen`, the address of the server.
 const DEFAULT_ADDRESS: &str = "127.0.0.1:50051";
 
+/// Interval at which an open stream checks that the server still answers, and the time for that.
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
+
 /// Address of the server and credentials of the caller. The ids begin with `caller_`: to clap, the
 /// `client_id` of a command and the `client_id` of the caller would be one argument.
 #[derive(Args, Clone, Debug, Default)]
@@ -334,7 +337,10 @@ fn endpoint(options: &Options, settings: &ConnectionSettings) -> Result<Endpoint
         || Failure::setting("address", "must be HOST:PORT, or a URL with http:// or https://");
     let endpoint = Endpoint::from_shared(settings.url.clone())
         .map_err(|_| invalid())?
-        .connect_timeout(options.timeout);
+        .connect_timeout(options.timeout)
+        // A stream that waits finds out that the server's machine is gone.
+        .http2_keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE);
     // The scheme as the transport parses it: without https it does not encrypt.
     match endpoint.uri().scheme_str() {
         Some("http") if endpoint.uri().host().is_some_and(is_loopback) || options.insecure => {

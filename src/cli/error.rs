@@ -115,6 +115,11 @@ impl Failure {
         matches!(self, Self::Remote(refusal) if refusal.reason == reason)
     }
 
+    /// Returns true if the server refused this field of the request.
+    pub(super) fn blames(&self, field: &str) -> bool {
+        matches!(self, Self::Remote(refusal) if refusal.fields.iter().any(|(name, _)| name == field))
+    }
+
     pub(super) fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) => 2,
@@ -130,6 +135,11 @@ impl Failure {
     /// Returns true if nothing is left to print.
     pub(super) fn is_silent(&self) -> bool {
         matches!(self, Self::Code(_)) || self.exit_code() == 0
+    }
+
+    /// Returns true if the same call may succeed later.
+    pub(super) fn is_transient(&self) -> bool {
+        matches!(self, Self::Remote(refusal) if refusal.is_transient())
     }
 
     /// Next step for the user, if one is known.
@@ -193,6 +203,28 @@ impl fmt::Display for Failure {
 }
 
 impl RemoteError {
+    fn is_transient(&self) -> bool {
+        match self.code {
+            Code::ResourceExhausted => self.reason != "message_too_large",
+            Code::Unavailable
+            | Code::DeadlineExceeded
+            | Code::Aborted
+            | Code::FailedPrecondition
+            | Code::Cancelled
+            | Code::Unknown
+            | Code::Internal => true,
+            Code::Ok
+            | Code::NotFound
+            | Code::InvalidArgument
+            | Code::Unauthenticated
+            | Code::PermissionDenied
+            | Code::AlreadyExists
+            | Code::OutOfRange
+            | Code::Unimplemented
+            | Code::DataLoss => false,
+        }
+    }
+
     fn exit_code(&self) -> u8 {
         match self.code {
             Code::Unavailable | Code::DeadlineExceeded => 4,

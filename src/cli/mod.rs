@@ -23,6 +23,7 @@ mod revoke_all;
 mod secret_file;
 mod serve;
 mod signals;
+mod tail;
 mod timed;
 mod token;
 mod token_cache;
@@ -223,6 +224,7 @@ mod tests {
             "jeton keys revoke k",
             "jeton audit list --action token. --since 1h --limit 5",
             "jeton audit tail --outcome refused",
+            "jeton audit tail --json --from-last /var/lib/forwarder/place",
             "jeton audit verify --chain node-1 --known node-1:7:00ff --known node-2:9:00ff",
             "jeton export",
             "jeton export backup.ndjson --data-dir /d",

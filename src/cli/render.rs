@@ -154,6 +154,20 @@ pub(super) fn actor(event: &Event) -> String {
     }
 }
 
+/// Returns the reason of an event, and its former node if it was recovered.
+pub(super) fn reason(event: &Event) -> String {
+    let recovered = if event.recovered_from.is_empty() {
+        String::new()
+    } else {
+        format!("recovered from {}", event.recovered_from)
+    };
+    [event.reason.as_str(), &recovered]
+        .into_iter()
+        .filter(|part| !part.is_empty())
+        .collect::<Vec<_>>()
+        .join("; ")
+}
+
 /// An audit record.
 pub(super) fn event(event: &Event) -> Value {
     json!({

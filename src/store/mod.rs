@@ -282,8 +282,8 @@ pub trait AuditStore: Send + Sync {
     /// Returns the size of the trail and its growth until `now`, without a scan.
     async fn trail_size(&self, now: Timestamp) -> Result<TrailSize>;
     /// Subscribes to records from now on, as they are committed; those of other nodes arrive a
-    /// moment later. A receiver that lags more than 1,024 records behind gets an error. `None` if
-    /// records of other nodes may have been missed.
+    /// moment later. A receiver that lags more than 1,024 records behind gets an error. `None`: other
+    /// nodes' records from before now may have been missed, and are in the store.
     fn tail(&self) -> broadcast::Receiver<Option<Arc<Record>>>;
 }
 

@@ -226,7 +226,11 @@ async fn page_tokens_and_filters_of_events_are_checked() {
         assert_eq!(blamed(&page(&server, &filter, 1, "").await.unwrap_err()), field);
         let tailed = server
             .audit()
-            .tail_events(server.as_admin(TailEventsRequest { filter: Some(filter) }).await)
+            .tail_events(
+                server
+                    .as_admin(TailEventsRequest { filter: Some(filter), ..Default::default() })
+                    .await,
+            )
             .await;
         assert_eq!(blamed(&tailed.unwrap_err()), field);
     }
@@ -249,7 +253,7 @@ async fn the_tail_carries_what_is_new_until_the_server_stops() {
     ];
     let mut streams = Vec::new();
     for filter in &filters {
-        let message = TailEventsRequest { filter: Some(filter.clone()) };
+        let message = TailEventsRequest { filter: Some(filter.clone()), ..Default::default() };
         streams
             .push(server.audit().tail_events(bearer(message, &token)).await.unwrap().into_inner());
     }

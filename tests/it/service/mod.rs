@@ -35,6 +35,7 @@ mod secret_costs;
 mod secrets;
 mod shared_audiences;
 mod staleness;
+mod tail;
 mod tampered;
 mod tenants;
 mod timing;

@@ -517,8 +517,10 @@ mod mongodb {
         let mut first = 0;
         for n in 0_u64.. {
             other.append(event(Action::TokenIssued)).await.unwrap();
-            if let Ok(record) = timeout(Duration::from_millis(200), tail.recv()).await {
-                first = record.unwrap().unwrap().sequence;
+            // `None` where the stream begins.
+            let heard = timeout(Duration::from_millis(200), tail.recv()).await;
+            if let Some(record) = heard.ok().and_then(|heard| heard.unwrap()) {
+                first = record.sequence;
                 break;
             }
             assert!(n < 300, "{WHY}");

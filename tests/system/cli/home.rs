@@ -50,6 +50,16 @@ impl Following {
     pub(crate) fn next(&self, patience: Duration) -> Option<String> {
         self.lines.recv_timeout(patience).ok()
     }
+
+    /// Sends a signal by its name.
+    pub(crate) fn signal(&self, name: &str) {
+        signal(self.child.id(), name);
+    }
+
+    /// Waits for the end: the exit code.
+    pub(crate) fn ended(mut self) -> Option<i32> {
+        self.child.wait().unwrap().code()
+    }
 }
 
 impl Drop for Following {
@@ -244,8 +254,7 @@ impl Server {
 
     /// Sends a signal by its name.
     pub(crate) fn signal(&self, name: &str) {
-        let pid = self.pid().to_string();
-        assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
+        signal(self.pid(), name);
     }
 
     /// Waits for the end: how it ended, and what else was on stdout.
@@ -278,6 +287,11 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+fn signal(pid: u32, name: &str) {
+    let pid = pid.to_string();
+    assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
 }
 
 /// True if `needle` is in any file under `dir`.

@@ -9,6 +9,7 @@ mod serving;
 mod starting;
 mod stopping;
 mod stores;
+mod tail;
 mod timeouts;
 mod tls;
 mod token_cache;

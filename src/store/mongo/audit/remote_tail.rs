@@ -66,9 +66,6 @@ impl RemoteTail {
                         .filter(|_| !fault.is_history_lost() && refused <= REFUSALS_MAX);
                     let missed = resume_token.is_none();
                     tracing::warn!(%fault, missed, "audit tail of other nodes interrupted");
-                    if missed {
-                        notify(&subscribers, None);
-                    }
                 }
                 drop(subscribers);
                 pause(REOPEN_DELAY).await;
@@ -102,6 +99,10 @@ impl RemoteTail {
             [doc! { "$match": others }],
         )
         .await?;
+        if resume_token.is_none() {
+            // What was written before this stream began is in the store only.
+            notify(subscribers, None);
+        }
         // Nothing cancels this task: it ends between two replies of the server.
         while subscribers.receiver_count() > 0 && !self.connection.is_closed() {
             let Some(batch) = stream.next().await? else { break };

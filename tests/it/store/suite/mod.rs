@@ -94,6 +94,7 @@ macro_rules! lane {
                 an_empty_trail_has_no_head
                 records_that_nobody_waits_for_arrive_soon
                 the_tail_hears_every_record_in_order
+                a_slow_reader_misses_nothing
                 a_listener_that_lags_is_told
                 the_newest_time_never_goes_back
                 the_newest_time_covers_what_was_swept

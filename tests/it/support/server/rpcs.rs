@@ -285,7 +285,7 @@ impl TestServer {
             Rpc::TailEvents => {
                 let filter =
                     Some(EventFilter { tenant: mark.tenant.clone(), ..EventFilter::default() });
-                call!(self.audit(), tail_events, TailEventsRequest { filter })
+                call!(self.audit(), tail_events, TailEventsRequest { filter, ..Default::default() })
             }
             Rpc::VerifyChain => call!(self.audit(), verify_chain, VerifyChainRequest::default()),
         }

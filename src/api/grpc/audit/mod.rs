@@ -1,38 +1,35 @@
 //! `jeton.admin.v1.AuditService`.
 
-use std::{pin::Pin, time::Duration};
+mod events;
+mod tail;
 
-use futures_util::{StreamExt, future::lazy, stream};
-use tokio::sync::{broadcast::error::RecvError, watch};
-use tokio_stream::{Stream, wrappers::ReceiverStream};
+use std::pin::Pin;
+
+use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
+use self::events::{shown, wire};
 use super::{
     GrpcServices, into_response, pages,
     parse::{optional, required, time, timestamp},
 };
 use crate::{
     admin::{
-        AdminScope, Administrator,
+        AdminScope,
         audit::{Known, Verdict},
     },
-    api::status::status,
     error::{Error, Result},
     model::{
-        Place, Principal, Record, Timestamp,
+        Place, Principal, Timestamp,
         digits::{hex, unhex},
         event::{Filter, Outcome},
     },
     proto::admin::{
-        self as proto, Authentication, ChainState, ChainVerdict, Event, EventFilter, KnownHead,
-        ListEventsRequest, ListEventsResponse, TailEventsRequest, TailEventsResponse,
-        VerifyChainRequest, VerifyChainResponse, audit_service_server::AuditService,
-        principal::Kind,
+        self as proto, ChainState, ChainVerdict, Event, EventFilter, KnownHead, ListEventsRequest,
+        ListEventsResponse, TailEventsRequest, TailEventsResponse, VerifyChainRequest,
+        VerifyChainResponse, audit_service_server::AuditService, principal::Kind,
     },
 };
-
-/// Interval at which a stream checks that its reader may still read.
-const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 /// Most heads that a caller may compare with the chains in one call.
 const MOST_KNOWN: usize = 256;
@@ -93,9 +90,11 @@ impl AuditService for GrpcServices {
         into_response(
             async {
                 let admin = self.admin(&call, &request, AdminScope::Audit).await?;
-                let filter = parsed(request.into_inner().filter.unwrap_or_default())?;
-                let (records, filter) = self.services.admin.audit.tail(&admin, filter)?;
-                Ok(self.stream(admin, records, filter))
+                let TailEventsRequest { filter, after, report_positions } = request.into_inner();
+                let filter = parsed(filter.unwrap_or_default())?;
+                let after = tail::positions(after)?;
+                let tail = self.services.admin.audit.tail(&admin, filter, after).await?;
+                Ok(self.stream_events(admin, tail, report_positions))
             }
             .await,
         )
@@ -127,65 +126,6 @@ impl AuditService for GrpcServices {
             .await,
         )
     }
-}
-
-impl GrpcServices {
-    /// Forwards records until the caller disconnects, lags too far behind, may have missed some, is
-    /// no longer an administrator, or the server drains.
-    fn stream(
-        &self,
-        admin: Administrator,
-        mut records: tokio::sync::broadcast::Receiver<Option<std::sync::Arc<Record>>>,
-        filter: Filter,
-    ) -> <Self as AuditService>::TailEventsStream {
-        let (sender, receiver) = tokio::sync::mpsc::channel(64);
-        let mut stopping = self.stopping.clone();
-        let services = self.services.clone();
-        let mut look = tokio::time::interval(LOOK_AGAIN);
-        tokio::spawn(async move {
-            loop {
-                let record = tokio::select! {
-                    record = records.recv() => Some(record),
-                    _ = look.tick() => None,
-                    () = sender.closed() => return,
-                    () = stopped(&mut stopping) => return,
-                };
-                if let Err(error) = services.admin.gate.still_administers(&admin).await {
-                    let _ = sender.send(Err(status(&error))).await;
-                    return;
-                }
-                let Some(record) = record else { continue };
-                let message = match record {
-                    Ok(Some(record)) if filter.admits(&record.event) => {
-                        Ok(TailEventsResponse { event: Some(shown(&record)) })
-                    }
-                    Ok(Some(_)) => continue,
-                    Err(RecvError::Closed) => return,
-                    // Reported, not skipped: a gap in a trail must not go unnoticed.
-                    Ok(None) => Err(status(&Error::precondition(
-                        "records of other nodes may have been skipped; list the events after the \
-                         last one received",
-                    ))),
-                    Err(RecvError::Lagged(_)) => Err(status(&Error::precondition(
-                        "the client reads too slowly and records were skipped; list the events \
-                         after the last one received",
-                    ))),
-                };
-                let last = message.is_err();
-                if sender.send(message).await.is_err() || last {
-                    return;
-                }
-            }
-        });
-        // Every other end is an error: OK would say that there is nothing more to come.
-        let end = stream::once(lazy(|_| Err(status(&Error::Stopping))));
-        Box::pin(ReceiverStream::new(receiver).chain(end))
-    }
-}
-
-/// Resolves when the server is to stop.
-async fn stopped(stopping: &mut watch::Receiver<bool>) {
-    let _ = stopping.wait_for(|stopping| *stopping).await;
 }
 
 /// Formats a place for a page token; the chain is last, because a name may contain anything.
@@ -270,14 +210,6 @@ fn judged(verdict: Verdict) -> ChainVerdict {
     }
 }
 
-fn principal(actor: &Principal) -> proto::Principal {
-    let kind = match actor {
-        Principal::Client(id) => Kind::ClientId(id.as_str().to_owned()),
-        Principal::Node => Kind::Node(true),
-    };
-    proto::Principal { kind: Some(kind) }
-}
-
 /// Parses the actor of a filter.
 fn actor(actor: proto::Principal) -> Result<Principal> {
     match actor.kind {
@@ -286,34 +218,4 @@ fn actor(actor: proto::Principal) -> Result<Principal> {
         Some(Kind::Node(false)) => Err(Error::field("filter.actor.node", "must be true")),
         None => Err(Error::field("filter.actor", "must have a kind")),
     }
-}
-
-fn shown(record: &Record) -> Event {
-    let event = &record.event;
-    Event {
-        chain: record.chain.as_ref().to_owned(),
-        sequence: wire(record.sequence),
-        node: record.node.as_ref().to_owned(),
-        // The one time that is left out is that of a record whose time cannot be decoded.
-        time: (event.at.millis() != i64::MIN).then(|| timestamp(event.at)),
-        action: event.action.as_str().to_owned(),
-        outcome: event.outcome.as_str().to_owned(),
-        tenant: event.tenant.as_ref().map(|tenant| tenant.as_str().to_owned()).unwrap_or_default(),
-        actor: event.actor.as_ref().map(principal),
-        target: event.target.clone(),
-        peer: event.peer.as_ref().to_owned(),
-        request_id: event.request_id.as_ref().to_owned(),
-        reason: event.reason.clone().into_owned(),
-        auth: event.auth.as_ref().map(|auth| Authentication {
-            method: auth.name().to_owned(),
-            id: auth.id().to_string(),
-        }),
-        hash: hex(&record.hash),
-        family: event.family.map(|family| family.to_string()).unwrap_or_default(),
-        recovered_from: event.recovered_from.as_deref().unwrap_or_default().to_owned(),
-    }
-}
-
-fn wire(count: u64) -> i64 {
-    i64::try_from(count).unwrap_or(i64::MAX)
 }
