@@ -64,6 +64,7 @@ impl Tail {
             moved: BTreeSet::new(),
         };
         let is_new = tail.reached.is_empty();
+        let marks: BTreeMap<_, _> = tail.store.cut_marks().await?.into_iter().collect();
         let chains = tail.store.chains().await?;
         for (chain, head) in tail.heads(chains).await? {
             if is_new {
@@ -74,6 +75,15 @@ impl Tail {
             if reached > head {
                 let problem = format!("the chain {chain} ends at {head}, before {reached}");
                 return Err(Error::field("after", problem));
+            }
+            let cut = marks.get(&chain).map_or(0, |mark| mark.place.sequence);
+            // A chain that the caller has no position of begins with its first record.
+            if reached > 0 && cut > reached {
+                let first = reached.saturating_add(1);
+                return Err(Error::precondition(format!(
+                    "records {first} to {cut} of the chain {chain} were cut by audit.keep: read \
+                     them from its archive, and go on after {cut}"
+                )));
             }
             tail.catch_up(chain, head);
         }

@@ -1,10 +1,13 @@
 //! Cuts of the trail by `audit.keep`: archived, sealed, recorded, finished after a crash, and
 //! noticed if another party made them.
 
-use std::{path::Path, time::Duration};
+use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
 use jeton::{
-    admin::audit::{Known, Verdict, verify},
+    admin::{
+        audit::{Known, Verdict, verify},
+        tail::Tail,
+    },
     config::Keep,
     crypto::chain::{ChainPlace, CutMark},
     model::{Action, Event, Record, Timestamp, event::Filter},
@@ -277,6 +280,23 @@ async fn an_altered_part_is_not_cut() {
     let missing = archive.path().join("missing");
     let refused = pass(&store, keep_after(5_000, 9_500), Some(&missing)).await;
     assert!(matches!(refused, Err(RetentionError::Archive { .. })), "{refused:?}");
+}
+
+/// A tail that would leave out records that were cut since says so, and goes on after them.
+#[tokio::test]
+async fn a_tail_from_before_a_cut_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let store: Arc<dyn Store> = Arc::new(open(&dir));
+    fill(store.as_ref(), 6_500).await;
+    pass(store.as_ref(), keep_after(5_000, 6_500), None).await.unwrap();
+    let begin = |sequence: u64| {
+        let after = BTreeMap::from([("node".into(), sequence)]);
+        Tail::begin(store.clone(), Filter::default(), after)
+    };
+    let refused = begin(4_999).await.err().unwrap().to_string();
+    assert!(refused.contains("records 5000 to 5000 of the chain node were cut"), "{refused}");
+    let mut tail = begin(5_000).await.unwrap();
+    assert_eq!(tail.next().await.unwrap()[0].sequence, 5_001);
 }
 
 /// By size: as many of the oldest records go as the bound asks for.
