@@ -33,8 +33,9 @@ pub(super) fn client(proxies: &Proxies, headers: &HeaderMap) -> Forwarded {
     let mut is_first = true;
     let lines: Vec<_> = headers.get_all(name).iter().collect();
     for line in lines.into_iter().rev() {
-        let Ok(line) = line.to_str() else { return Forwarded::Malformed };
-        for element in split(line, ',').into_iter().rev() {
+        // Bytes that are no text are in no address.
+        let line = String::from_utf8_lossy(line.as_bytes());
+        for element in split_from_right(&line, ',') {
             let address = match proxies.header {
                 ProxyHeader::Forwarded => forwarded_for(element).and_then(node),
                 ProxyHeader::Off | ProxyHeader::XForwardedFor => node(element),
@@ -51,26 +52,32 @@ pub(super) fn client(proxies: &Proxies, headers: &HeaderMap) -> Forwarded {
     Forwarded::Nothing
 }
 
-/// Splits a text where it is not quoted. If a quote is not closed, quotes mean nothing: a client
-/// could otherwise quote what the proxy appends to its header.
-fn split(text: &str, separator: char) -> Vec<&str> {
-    let (mut is_quoted, mut is_escaped) = (false, false);
-    let quoted = |character: char| {
-        let was_escaped = std::mem::take(&mut is_escaped);
-        match character {
-            '\\' if is_quoted && !was_escaped => is_escaped = true,
-            '"' if !was_escaped => is_quoted = !is_quoted,
-            _ => {}
+/// Splits a text where it is not quoted, from the right: what the nearest proxy appended is whole,
+/// and a quote that the client left open to the left of it changes nothing there.
+fn split_from_right(text: &str, separator: char) -> Vec<&str> {
+    let (mut parts, mut rest, mut is_quoted) = (Vec::new(), text, false);
+    for (at, character) in text.char_indices().rev() {
+        let Some((before, _)) = text.split_at_checked(at) else { continue };
+        if character == '"' {
+            let escapes = before.bytes().rev().take_while(|byte| *byte == b'\\').count();
+            if !is_quoted || escapes.is_multiple_of(2) {
+                is_quoted = !is_quoted;
+            }
+        } else if character == separator
+            && !is_quoted
+            && let Some((_, part)) = rest.split_at_checked(at + separator.len_utf8())
+        {
+            parts.push(part.trim());
+            rest = before;
         }
-        character == separator && !is_quoted
-    };
-    let parts: Vec<_> = text.split(quoted).map(str::trim).collect();
-    if is_quoted { text.split(separator).map(str::trim).collect() } else { parts }
+    }
+    parts.push(rest.trim());
+    parts
 }
 
 /// Returns the value of `for` in an element of `forwarded`.
 fn forwarded_for(element: &str) -> Option<&str> {
-    let pairs = split(element, ';').into_iter().filter_map(|pair| pair.split_once('='));
+    let pairs = split_from_right(element, ';').into_iter().filter_map(|pair| pair.split_once('='));
     let mut values = pairs.filter(|(name, _)| name.trim().eq_ignore_ascii_case("for"));
     let (_, value) = values.next()?;
     // Twice would be two answers.
@@ -110,10 +117,15 @@ mod tests {
         let mut headers = HeaderMap::new();
         for line in lines {
             for name in [X_FORWARDED_FOR, FORWARDED] {
-                headers.append(name, HeaderValue::from_str(line).unwrap());
+                headers.append(name, HeaderValue::from_bytes(&bytes(line)).unwrap());
             }
         }
         client(&Proxies::new(&proxy), &headers)
+    }
+
+    /// Writes `~` as a byte that is no UTF-8.
+    fn bytes(line: &str) -> Vec<u8> {
+        line.bytes().map(|byte| if byte == b'~' { 0xff } else { byte }).collect()
     }
 
     fn by(text: &str) -> Forwarded {
@@ -135,6 +147,9 @@ mod tests {
             (&["203.0.113.1", "192.0.2.7"], by("192.0.2.7")),
             (&["\"x, 192.0.2.7"], by("192.0.2.7")),
             (&["\"x\", 192.0.2.7"], by("192.0.2.7")),
+            (&["~, 192.0.2.7"], by("192.0.2.7")),
+            (&["~, 10.1.2.3"], Forwarded::Nothing),
+            (&["~"], Forwarded::Malformed),
             (&["192.0.2.7, 10.1.2.3, 2001:db8:aaaa::1"], by("192.0.2.7")),
             (&["192.0.2.7,10.1.2.3", "10.9.9.9"], by("192.0.2.7")),
             (&["unknown, 10.1.2.3"], Forwarded::Nothing),
@@ -170,6 +185,8 @@ mod tests {
             (&["for=\"x, for=192.0.2.7"], by("192.0.2.7")),
             (&["for=\"x, for=\"[2001:db8::7]:1\""], by("2001:db8::7")),
             (&["for=\"x\\\", for=192.0.2.7"], by("192.0.2.7")),
+            // And one whose name of the host, which the proxy quotes, has an element.
+            (&["\", for=192.0.2.7;host=\"a,for=203.0.113.1;x=\""], by("192.0.2.7")),
             (&["192.0.2.7"], Forwarded::Malformed),
         ] {
             assert_eq!(client_of(ProxyHeader::Forwarded, lines), expected, "{lines:?}");
