@@ -125,7 +125,7 @@ async fn client_of(
     match read.map_err(ProxyError::from).and_then(|read| read) {
         Ok(None) => Ok(peer),
         Ok(Some(client)) => {
-            permit.move_to(client).map_err(|limit| {
+            permit.move_to(client, options.proxies.forwards(client)).map_err(|limit| {
                 METRICS.connections_refused.count(limit.as_str());
                 format!("limit of the client {client}: {}", limit.as_str())
             })?;

@@ -245,12 +245,17 @@ impl ConnectionPermit {
         Arc::clone(&self.activity)
     }
 
-    /// Moves a connection of a proxy to its client, or returns the limit that was reached.
-    pub(super) fn move_to(&mut self, address: IpAddr) -> Result<(), LimitReached> {
+    /// Moves a connection of a proxy to its client, or returns the limit that was reached. A client
+    /// that is a proxy itself has no limit of its own.
+    pub(super) fn move_to(&mut self, address: IpAddr, is_proxy: bool) -> Result<(), LimitReached> {
         let (peer, network) = (PeerKey::from(address), PeerKey::network(address));
         let mut open = lock(&self.open);
-        open.check(peer, network, self.max_per_peer)?;
+        // First, since the client may be counted as the same peer.
         open.leave_peer(self.peer);
+        if !is_proxy && let Err(limit) = open.check(peer, network, self.max_per_peer) {
+            *open.peers.entry(self.peer).or_default() += 1;
+            return Err(limit);
+        }
         *open.peers.entry(peer).or_default() += 1;
         // One that was asked to leave is in no network.
         if open.leave_network(self.network, &self.activity) {
@@ -312,10 +317,12 @@ mod tests {
             (address("192.0.2.1"), address("198.51.100.1"), address("198.51.100.2"));
         let enter = || limits.enter_as_proxy(proxy).ok().unwrap();
         let (mut first, mut second, mut third) = (enter(), enter(), enter());
-        first.move_to(one).unwrap();
-        assert_eq!(second.move_to(one), Err(LimitReached::Peer));
+        first.move_to(one, false).unwrap();
+        // It leaves its place before it takes one.
+        first.move_to(one, false).unwrap();
+        assert_eq!(second.move_to(one, false), Err(LimitReached::Peer));
         assert_eq!(limits.enter(one).err(), Some(LimitReached::Peer), "in whatever way");
-        third.move_to(two).unwrap();
+        third.move_to(two, false).unwrap();
         drop((first, second));
         assert!(limits.enter(one).is_ok());
         drop(third);
