@@ -111,6 +111,11 @@ impl TokenCache {
     fn write(&self, key: &Key, entry: &Entry) -> io::Result<()> {
         let Self { directory } = self;
         DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+        // Not a link to files of others, which `clean` would remove.
+        let found = fs::symlink_metadata(directory)?;
+        if !found.is_dir() || found.uid() != rustix::process::geteuid().as_raw() {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
         let new = directory.join(format!("{}.{}.new", key.0, process::id()));
         // Left over from a process of the same number that was killed here.
         let _ = fs::remove_file(&new);
@@ -166,6 +171,20 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let cache = TokenCache { directory: home.path().join("jeton/tokens") };
         (home, cache)
+    }
+
+    /// A directory that is a link is not used: its files belong to something else.
+    #[test]
+    fn a_link_in_place_of_the_directory_is_not_used() {
+        let (home, cache) = cache();
+        let other = home.path().join("other");
+        std::fs::create_dir_all(&other).unwrap();
+        std::fs::write(other.join("old.new"), "").unwrap();
+        std::fs::create_dir_all(cache.directory.parent().unwrap()).unwrap();
+        std::os::unix::fs::symlink(&other, &cache.directory).unwrap();
+        let key = Key::of("http://a", "c", "s", "x");
+        cache.save(&key, "t", LIFETIME, NOW + Duration::from_secs(1 << 40));
+        assert_eq!(std::fs::read_dir(&other).unwrap().count(), 1);
     }
 
     fn found(cache: &TokenCache, key: &Key, now: Timestamp) -> Option<String> {
