@@ -40,12 +40,14 @@ async fn make_administrator(
     let call = Call { now: opened.clock.now(), peer: Peer::Local, request_id: "admin".into() };
     let clients = &opened.services.admin.clients;
     let (id, secret): (ClientId, SecretString) =
-        clients.reset_administrator(&call, id.clone()).await.map_err(|error| match error {
-            Error::AlreadyExists(_) => StartError::Failed(match id {
+        clients.reset_administrator(&call, id.clone()).await.map_err(|error| {
+            if !matches!(error, Error::AlreadyExists(_)) {
+                return StartError::failed("cannot create the administrator")(error.into());
+            }
+            StartError::Failed(match id {
                 Some(id) => format!("the client id {id} is taken: choose another"),
                 None => "every id that is tried is taken: choose one with --client-id".to_owned(),
-            }),
-            error => StartError::failed("cannot create the administrator")(error.into()),
+            })
         })?;
     match show(&id, secret.expose_secret()) {
         Ok(()) => Ok(()),
