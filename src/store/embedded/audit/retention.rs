@@ -14,7 +14,7 @@ use crate::{
         embedded::{
             Embedded,
             engine::{
-                batch::{Batch, EventText, Priority, from_sql, to_sql},
+                batch::{Batch, EventText, Priority, to_sql},
                 error::SqliteError,
             },
         },
@@ -61,14 +61,10 @@ impl RetentionStore for Embedded {
 
     async fn oldest_within(&self, bytes: u64) -> Result<Option<Timestamp>> {
         self.read(move |connection| {
-            let number = |sql| connection.query_row(sql, [], |row| row.get(0)).map(from_sql);
-            let pages =
-                number("PRAGMA page_count")?.saturating_sub(number("PRAGMA freelist_count")?);
-            let used = pages.saturating_mul(number("PRAGMA page_size")?);
-            let record = size::of_trail(connection, Timestamp::EPOCH)?.record_bytes.max(1);
-            match used.saturating_sub(bytes) {
+            let size = size::of_trail(connection, Timestamp::EPOCH)?;
+            match size.bytes().saturating_sub(bytes) {
                 0 => Ok(None),
-                surplus => cuts::time_after(connection, surplus.div_ceil(record)),
+                surplus => cuts::time_after(connection, surplus.div_ceil(size.record_bytes.max(1))),
             }
         })
         .await
