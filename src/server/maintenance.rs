@@ -7,7 +7,7 @@ use futures_util::future::BoxFuture;
 use tokio::{
     sync::watch,
     task::JoinHandle,
-    time::{MissedTickBehavior, interval},
+    time::{Instant, MissedTickBehavior, interval_at},
 };
 
 use super::{
@@ -59,8 +59,10 @@ pub(super) fn start(
         directory: opened.directory.clone(),
         retention: opened.retention.clone(),
     };
-    let every =
-        |period, what, task| spawn_periodic(period, stopping.clone(), context.clone(), what, task);
+    let after = |delay, period, what, task| {
+        spawn_periodic([delay, period], stopping.clone(), context.clone(), what, task)
+    };
+    let every = |period, what, task| after(Duration::ZERO, period, what, task);
     let mut tasks = vec![
         every(seconds * 10, "record secret uses", |context| {
             Box::pin(async move {
@@ -92,7 +94,8 @@ pub(super) fn start(
                 Ok(())
             })
         }),
-        every(minutes * 10, "cut the audit trail", |context| {
+        // Later than the recovery of records that were left in outboxes, which may be old by now.
+        after(minutes * 5, minutes * 10, "cut the audit trail", |context| {
             Box::pin(async move {
                 let now = context.clock.now();
                 let cut = context.retention.pass(context.store.as_ref(), &context.chain, now);
@@ -192,15 +195,16 @@ type Task = fn(Context) -> BoxFuture<'static, Result<(), Box<dyn std::error::Err
 
 /// Spawns a task that repeats `task` with this period. A failure is logged when it begins and when
 /// it ends, not each time: a store may be unreachable for long.
+/// Starts a task that runs after a delay and then once in a period.
 fn spawn_periodic(
-    period: Duration,
+    [delay, period]: [Duration; 2],
     stopping: watch::Receiver<bool>,
     context: Context,
     what: &'static str,
     task: Task,
 ) -> JoinHandle<()> {
     tokio::spawn(async move {
-        let mut ticks = interval(period);
+        let mut ticks = interval_at(Instant::now() + delay, period);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut fails = false;
         loop {

@@ -107,7 +107,7 @@ pub(super) async fn open(
 ) -> Result<Opened, StartError> {
     let config = &options.config;
     let data_dir = config.data_dir.clone();
-    let retention = retention(config)?;
+    let retention = retention(config, purpose)?;
     let sealer = Arc::new(Sealer::new(master_key(config, options.dev)?));
     let chain = Arc::new(ChainKey::new(sealer.derive("audit head")));
     let accept = Accept { rollback: options.accept_rollback, open_directory: options.dev };
@@ -191,12 +191,12 @@ pub(super) async fn open(
     })
 }
 
-/// Reads the bound of the audit trail, and prepares the directory of its archive.
-fn retention(config: &Config) -> Result<Arc<Retention>, StartError> {
+/// Reads the bound of the audit trail, and prepares the directory of its archive for a server.
+fn retention(config: &Config, purpose: Purpose) -> Result<Arc<Retention>, StartError> {
     let wrong = |error: &dyn std::fmt::Display| StartError::Configuration(error.to_string());
     let keep = config.audit.keep().map_err(|error| wrong(&error))?;
     let archive = config.audit.archive().map(Path::to_owned);
-    if let Some(archive) = &archive {
+    if let (Purpose::Serve, Some(archive)) = (purpose, &archive) {
         retention::prepare(archive).map_err(|error| {
             StartError::Configuration(format!("audit.archive: {}", super::with_sources(&error)))
         })?;

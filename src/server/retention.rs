@@ -2,18 +2,20 @@
 //!
 //! | step | durable | after a crash behind it |
 //! |--|--|--|
-//! | archive, under another name | no | written again |
-//! | archive, renamed | yes | written again, the same |
+//! | archive, under a name of its own | no | written again |
+//! | archive, renamed | yes | written again; a longer part has another name |
 //! | mark and event ([`cut`](crate::store::RetentionStore::cut)) | yes | the rows below the mark are removed |
 //! | removal, in small steps | yes | the rest is removed |
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Write as _},
+    io::{self, BufRead as _, BufReader, Write as _},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
+
+use uuid::Uuid;
 
 use crate::{
     config::Keep,
@@ -201,40 +203,85 @@ fn file_name(chain: &str, first: u64, last: u64) -> String {
     format!("audit.{chain}.{first:012}-{last:012}.jsonl")
 }
 
-/// Archive that is not complete yet, under a name of its own.
+/// Archive that is not complete yet, under a name that no other node and no earlier pass has.
+/// Removed when it is dropped before it is complete.
 struct Draft {
-    directory: PathBuf,
-    name: String,
+    path: PathBuf,
+    complete: PathBuf,
     file: File,
 }
 
 impl Draft {
     async fn begin(directory: PathBuf, name: String) -> Result<Self, RetentionError> {
-        let path = directory.join(format!("{name}.new"));
-        let open = move || {
-            let mut options = OpenOptions::new();
-            options.write(true).create(true).truncate(true).mode(0o600);
-            let file = options.open(directory.join(format!("{name}.new")))?;
-            Ok(Self { directory, name, file })
+        let complete = directory.join(&name);
+        let path = directory.join(format!("{name}.{}.new", Uuid::now_v7()));
+        let open = {
+            let (path, complete) = (path.clone(), complete.clone());
+            move || create(&path).map(|file| Self { path, complete, file })
         };
         run(path, open).await
     }
 
     async fn write(mut self, text: String) -> Result<Self, RetentionError> {
-        let path = self.directory.join(&self.name);
+        let path = self.complete.clone();
         run(path, move || self.file.write_all(text.as_bytes()).map(|()| self)).await
     }
 
-    /// Makes the archive durable under its name.
+    /// Makes the archive durable under its name. A file of that name must be the same: another node
+    /// or a pass that was interrupted wrote it.
     async fn finish(self) -> Result<(), RetentionError> {
-        let path = self.directory.join(&self.name);
+        let path = self.complete.clone();
         let finish = move || {
             self.file.sync_all()?;
-            let draft = self.directory.join(format!("{}.new", self.name));
-            fs::rename(draft, self.directory.join(&self.name))?;
-            File::open(&self.directory)?.sync_all()
+            match File::open(&self.complete) {
+                Ok(existing) if !is_same(&existing, &File::open(&self.path)?)? => {
+                    return Err(io::Error::new(
+                        io::ErrorKind::AlreadyExists,
+                        "a file of that name has other records: move it away",
+                    ));
+                }
+                // Replaced by the same bytes, which are known to be on the disk.
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+            fs::rename(&self.path, &self.complete)?;
+            let directory = self.complete.parent().unwrap_or_else(|| Path::new("/"));
+            File::open(directory)?.sync_all()
         };
         run(path, finish).await
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        // It is gone if it was completed.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Creates a file for its owner alone; never through a link.
+fn create(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
+}
+
+/// Returns true if two files have the same bytes.
+fn is_same(one: &File, other: &File) -> io::Result<bool> {
+    if one.metadata()?.len() != other.metadata()?.len() {
+        return Ok(false);
+    }
+    let (mut one, mut other) = (BufReader::new(one), BufReader::new(other));
+    loop {
+        let (left, right) = (one.fill_buf()?, other.fill_buf()?);
+        let length = left.len().min(right.len());
+        if left.get(..length) != right.get(..length) {
+            return Ok(false);
+        }
+        if length == 0 {
+            return Ok(left.len() == right.len());
+        }
+        one.consume(length);
+        other.consume(length);
     }
 }
 
@@ -257,15 +304,34 @@ pub fn prepare(directory: &Path) -> Result<(), RetentionError> {
     use std::os::unix::fs::DirBuilderExt as _;
     let failed = |source| RetentionError::Archive { path: directory.to_owned(), source };
     fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
-    let probe = directory.join("audit.new");
-    let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(true).mode(0o600);
-    options.open(&probe).and_then(|_| fs::remove_file(&probe)).map_err(failed)
+    let probe = directory.join(format!("audit.{}.new", Uuid::now_v7()));
+    create(&probe).and_then(|_| fs::remove_file(&probe)).map_err(failed)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// An archive that is there already is kept: the same is accepted, anything else refused.
+    #[tokio::test]
+    async fn an_archive_is_never_replaced_by_another() {
+        let directory = tempfile::tempdir().unwrap();
+        let archive = async |text: &str| {
+            let draft = Draft::begin(directory.path().to_owned(), "audit.a".to_owned()).await?;
+            draft.write(text.to_owned()).await?.finish().await
+        };
+        archive("one").await.unwrap();
+        archive("one").await.unwrap();
+        for other in ["two", "longer", ""] {
+            assert!(archive(other).await.is_err(), "{other}");
+        }
+        let names: Vec<_> = fs::read_dir(directory.path())
+            .unwrap()
+            .map(|file| file.unwrap().file_name().into_string().unwrap())
+            .collect();
+        assert_eq!(names, ["audit.a"], "no draft is left");
+        assert_eq!(fs::read_to_string(directory.path().join("audit.a")).unwrap(), "one");
+    }
 
     #[test]
     fn a_name_of_a_chain_leads_to_no_other_directory() {

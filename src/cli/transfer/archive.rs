@@ -74,6 +74,14 @@ fn verify(files: &[PathBuf], key: Option<&ChainKey>) -> Result<Vec<ArchivedPart>
     parts.sort_unstable_by(|one, other| {
         (&one.chain, one.before.0).cmp(&(&other.chain, other.before.0))
     });
+    // A pass that was interrupted leaves a part that the next one wrote again, with more records.
+    parts.dedup_by(|next, kept| {
+        let is_again = next.chain == kept.chain && next.before == kept.before;
+        if is_again && next.last.0 > kept.last.0 {
+            kept.last = next.last;
+        }
+        is_again
+    });
     let mut chains: Vec<ArchivedPart> = Vec::new();
     for part in parts {
         match chains.last_mut() {
@@ -142,6 +150,13 @@ mod tests {
         for file in &files {
             last = write(file, &key, last, 4);
         }
+        // Written again with more records by the pass after one that was interrupted.
+        let again = dir.path().join("again");
+        let longer = write(&again, &key, last, 6);
+        let shorter = dir.path().join("shorter");
+        write(&shorter, &key, last, 2);
+        let all = [&files[..], &[again, shorter]].concat();
+        assert_eq!(verify(&all, Some(&key)).unwrap()[0].last, longer);
         let reversed: Vec<PathBuf> = files.iter().rev().cloned().collect();
         let chains = verify(&reversed, Some(&key)).unwrap();
         assert_eq!((chains.len(), chains[0].before.0, chains[0].last), (1, 0, last));

@@ -76,6 +76,8 @@ async fn shown(store: &dyn Store) -> Vec<Record> {
 fn archived(directory: &Path) -> Vec<ArchivedPart> {
     let mut files: Vec<_> =
         std::fs::read_dir(directory).unwrap().map(|file| file.unwrap().path()).collect();
+    // Others are incomplete.
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "jsonl"));
     files.sort_unstable();
     let part = |file: &std::path::PathBuf| {
         let mut check = ArchiveCheck::default();
@@ -178,8 +180,8 @@ async fn an_old_part_of_the_embedded_trail_is_archived_and_cut() {
 #[tokio::test]
 async fn an_interrupted_cut_of_the_embedded_trail_is_finished() {
     let (dir, archive) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    // Left by a process that ended while it wrote, or before the mark.
-    let name = "audit.node.000000004001-000000005000.jsonl";
+    // Left by a process that ended while it wrote.
+    let name = "audit.node.000000004001-000000005000.jsonl.new";
     std::fs::write(archive.path().join(name), "half").unwrap();
     let store = open(&dir);
     is_finished_after_a_crash(&store, archive.path()).await;
