@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
 
-use super::{error::Failure, output::Output, serve::Settings};
+use super::{error::Failure, output::Output, settings::Settings};
 use crate::config::{Config, DEFAULTS, check};
 
 /// `jeton config`

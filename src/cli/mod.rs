@@ -22,6 +22,7 @@ mod render;
 mod revoke_all;
 mod secret_file;
 mod serve;
+mod settings;
 mod signals;
 mod tail;
 mod timed;

@@ -1,4 +1,4 @@
-//! `admin`: work on a store without a server, for who has its master key.
+//! `admin`: work on a store without a server, with its master key.
 
 use std::{collections::BTreeMap, path::PathBuf};
 
@@ -9,7 +9,8 @@ use super::{
     error::Failure,
     output::{self, Output},
     secret_file::SecretFile,
-    serve::{Settings, start_failed},
+    serve::start_failed,
+    settings::{Settings, StoreSettings},
 };
 use crate::{
     config::{Config, check},
@@ -46,31 +47,12 @@ struct Reset {
     store: StoreSettings,
 }
 
-/// Flags that name a store and its master key.
-#[derive(Args, Clone, Debug)]
-struct StoreSettings {
-    /// Configuration file [default: $XDG_CONFIG_HOME/jeton/config.toml, if it exists]
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// Data directory of the embedded store
-    #[arg(long, value_name = "DIR")]
-    data_dir: Option<String>,
-    /// Address of a MongoDB that nodes share, instead of the embedded store
-    #[arg(long, value_name = "URI")]
-    store: Option<String>,
-    /// File with the MongoDB address, for an address with a password
-    #[arg(long, value_name = "FILE", conflicts_with = "store")]
-    store_file: Option<String>,
-}
-
-impl StoreSettings {
-    fn load(&self, environment: &BTreeMap<String, String>) -> Result<Config, Failure> {
-        let Self { config, data_dir, store, store_file } = self.clone();
-        let settings = Settings::of_store(config, data_dir, store, store_file);
-        let (config, origins) = Config::load(&settings.sources(environment))?;
-        check(&config, true).map_err(|error| origins.blame(error))?;
-        Ok(config)
-    }
+/// Reads the configuration of a store.
+fn load(store: StoreSettings, environment: &BTreeMap<String, String>) -> Result<Config, Failure> {
+    let settings = Settings::from(store);
+    let (config, origins) = Config::load(&settings.sources(environment))?;
+    check(&config, true).map_err(|error| origins.blame(error))?;
+    Ok(config)
 }
 
 impl Command {
@@ -97,7 +79,7 @@ impl Reset {
             .map(|id| id.parse())
             .transpose()
             .map_err(|problem| Failure::Usage(format!("--client-id: {problem}")))?;
-        let config = self.store.load(environment)?;
+        let config = load(self.store.clone(), environment)?;
         let file = self.secret_out.as_deref().map(SecretFile::create).transpose()?;
         let show = |id: &ClientId, secret: &str| self.show(output, id, secret, file);
         server::reset_administrator(config, id, show).await.map_err(|error| start_failed(&error))

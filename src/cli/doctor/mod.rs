@@ -14,7 +14,7 @@ use std::{collections::BTreeMap, time::Duration};
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{args, error::Failure, output::Output, serve::Settings};
+use super::{args, error::Failure, output::Output, settings::Settings};
 use crate::{
     config::{Config, check},
     model::Timestamp,

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::{chain_key, sealer};
 use crate::{
-    cli::{error::Failure, output::Output, serve::Settings},
+    cli::{error::Failure, output::Output, settings::Settings},
     config::Config,
     crypto::chain::ChainKey,
     store::transfer::{ArchiveCheck, ArchivedPart},

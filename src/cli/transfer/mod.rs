@@ -32,7 +32,7 @@ use self::{
     file::{Lines, Source},
     stores::ImportStore,
 };
-use super::{args, error::Failure, output::Output, render, serve::Settings};
+use super::{args, error::Failure, output::Output, render, settings::Settings};
 use crate::{
     admin::restore_policy::{RestoreFilter, VerifiedExport},
     config::{Config, check},
