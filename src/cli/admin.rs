@@ -39,19 +39,19 @@ impl Admin {
     /// Takes a kept token or requests one: with the scope `jeton:admin`, or if the client may not
     /// request that, with `scope` (several are separated by spaces).
     pub(super) async fn open(remote: Remote, scope: &str) -> Result<Self, Failure> {
-        let issuer =
-            Issuer { credentials: remote.credentials()?.clone(), scope: scope.to_owned(), remote };
-        let held = match issuer.kept() {
-            Some(held) => held,
-            None => issuer.issue().await.map_err(|status| issuer.remote.refused(status))?,
-        };
-        Ok(Self::with(issuer, held))
+        let issuer = Issuer::new(remote, scope)?;
+        match issuer.kept() {
+            Some(held) => Ok(Self::with(issuer, held)),
+            None => Self::issued(issuer).await,
+        }
     }
 
     /// Requests a new token, as [`Self::open`] does.
     pub(super) async fn renewed(remote: Remote, scope: &str) -> Result<Self, Failure> {
-        let issuer =
-            Issuer { credentials: remote.credentials()?.clone(), scope: scope.to_owned(), remote };
+        Self::issued(Issuer::new(remote, scope)?).await
+    }
+
+    async fn issued(issuer: Issuer) -> Result<Self, Failure> {
         let held = issuer.issue().await.map_err(|status| issuer.remote.refused(status))?;
         Ok(Self::with(issuer, held))
     }
@@ -115,6 +115,11 @@ struct Issuer {
 }
 
 impl Issuer {
+    fn new(remote: Remote, scope: &str) -> Result<Self, Failure> {
+        let credentials = remote.credentials()?.clone();
+        Ok(Self { credentials, scope: scope.to_owned(), remote })
+    }
+
     fn key(&self, scope: &str) -> Key {
         let Credentials { client_id, .. } = &self.credentials;
         Key::of(self.remote.url(), client_id, &self.credentials.secret(), scope)

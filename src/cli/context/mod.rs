@@ -394,7 +394,8 @@ mod tests {
 
     use super::*;
 
-    fn context(dir: &Path, secret: Option<&str>) -> Context {
+    /// Context of a server on this machine.
+    pub(super) fn context(dir: &Path, secret: Option<&str>) -> Context {
         Context {
             address: "127.0.0.1:1".to_owned(),
             client_id: "bootstrap".to_owned(),
@@ -404,7 +405,8 @@ mod tests {
         }
     }
 
-    fn secret(contexts: &Contexts, name: &str) -> Option<String> {
+    /// Secret that is kept in a context.
+    pub(super) fn secret(contexts: &Contexts, name: &str) -> Option<String> {
         contexts.contexts[name]
             .client_secret
             .as_ref()

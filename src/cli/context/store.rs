@@ -112,24 +112,10 @@ fn is_running(pid: u32) -> bool {
 mod tests {
     use std::process;
 
-    use secrecy::{ExposeSecret, SecretString};
-
-    use super::*;
-
-    fn context(dir: &Path, secret: Option<&str>) -> Context {
-        Context {
-            address: "127.0.0.1:1".to_owned(),
-            client_id: "bootstrap".to_owned(),
-            client_secret: secret.map(SecretString::from),
-            data_dir: Some(dir.to_owned()),
-            ..Context::default()
-        }
-    }
-
-    fn secret(contexts: &Contexts, name: &str) -> Option<String> {
-        let secret = contexts.contexts[name].client_secret.as_ref();
-        secret.map(|secret| secret.expose_secret().to_owned())
-    }
+    use super::{
+        super::tests::{context, secret},
+        *,
+    };
 
     /// Leaves the record that a service of this process would leave.
     fn serve(dir: &Path, pid: u32) {
