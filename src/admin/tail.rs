@@ -160,7 +160,8 @@ impl Tail {
         let reached = self.reached.get(&chain).copied().unwrap_or_default();
         let mut records = self.store.chain(&chain, reached, STRIDE).await?;
         records.retain(|record| record.sequence <= end);
-        // What the store no longer has is passed over; the verification of the chain reports it.
+        // Records that are missing in the store are passed over; the verification of the chain
+        // reports them.
         let last = records.last().map_or(end, |record| record.sequence);
         if last >= end {
             self.behind.remove(&chain);

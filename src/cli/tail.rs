@@ -88,7 +88,7 @@ impl Tail {
             _ = terminate.recv() => Ok(()),
             _ = interrupt.recv() => Ok(()),
         };
-        // What was printed is kept, whatever the end.
+        // The position of the last printed event is kept after any end.
         let saved = self.place.save();
         match ended {
             // The reader of the output is gone; the exit code must still say that this ended.

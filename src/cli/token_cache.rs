@@ -76,7 +76,7 @@ impl TokenCache {
     /// Removes all tokens: those of a context that is removed are among them, and any other is
     /// requested again.
     pub(super) fn clear(&self) {
-        // What stays expires.
+        // A token that stays expires.
         let _ = fs::remove_dir_all(&self.directory);
     }
 

@@ -324,13 +324,13 @@ mod mongodb {
         let request = TailEventsRequest { filter: Some(filter), ..TailEventsRequest::default() };
         let request = one.as_admin(request).await;
         let mut events = one.audit().tail_events(request).await.unwrap().into_inner();
-        let mut told = async |id: &str| {
+        let mut tailed = async |id: &str| {
             let event = tokio::time::timeout(BOUND, events.message()).await.expect("the record");
             assert_eq!(event.unwrap().unwrap().event.unwrap().target, id);
         };
         for id in ["before-1", "before-2"] {
             two.register(Client { client_id: id.to_owned(), ..refreshing() }).await;
-            told(id).await;
+            tailed(id).await;
         }
         // The servers have forgotten the place in the stream over the others' records
         // (ChangeStreamHistoryLost), and in no other.
@@ -340,13 +340,13 @@ mod mongodb {
         fail_command(uri, ::mongodb::bson::doc! { "mode": "alwaysOn", "data": data }).await;
         for id in ["lost-1", "lost-2", "lost-3"] {
             two.register(Client { client_id: id.to_owned(), ..refreshing() }).await;
-            told(id).await;
+            tailed(id).await;
         }
         fail_command(uri, ::mongodb::bson::doc! { "mode": "off" }).await;
         drop(alone);
         for id in ["after-1", "after-2"] {
             two.register(Client { client_id: id.to_owned(), ..refreshing() }).await;
-            told(id).await;
+            tailed(id).await;
         }
     }
 

@@ -50,7 +50,7 @@ async fn read(
 }
 
 /// B23: a server that stops ends the stream with UNAVAILABLE and ErrorInfo, and a stream that is
-/// opened with the positions reached has what came meanwhile, once and in order.
+/// opened with the positions reached has the events since then, once and in order.
 #[tokio::test]
 async fn a_stream_continues_after_its_positions() {
     let mut server = TestServer::start().await;

@@ -28,7 +28,7 @@ fn an_administrator_is_made(house: &House, flags: &[&str]) {
     let reset = |more: &[&str]| house.jeton(&[&["admin", "reset", "--json"], flags, more].concat());
     let server = house.serve_with(&[SERVE, flags].concat());
     house.jeton(&["client", "delete", "bootstrap", "--allow-no-administrator"]).ok();
-    assert!(!house.jeton(&["token"]).is_ok(), "nobody can get in");
+    assert!(!house.jeton(&["token"]).is_ok(), "the only administrator is lost");
     let (id, secret) = if flags.is_empty() {
         let held = reset(&[]);
         let problem = format!("in use by process {}", server.pid());
@@ -48,7 +48,7 @@ fn an_administrator_is_made(house: &House, flags: &[&str]) {
         made
     };
     assert_eq!(id, "admin");
-    // An existing client is not changed, whoever asks.
+    // An existing client is not changed.
     let taken = reset(&["--client-id", "admin"]);
     assert!(taken.code == 1 && taken.err.contains("admin is taken"), "{taken:?}");
     assert_eq!(created(reset(&[])).0, "admin-2");
@@ -93,7 +93,7 @@ fn a_lost_administrator_is_replaced_with_the_master_key() {
     an_administrator_is_made(&House::new(), &[]);
 }
 
-/// What cannot work is named for what it is, and leaves no store behind.
+/// A reset that cannot work names its cause, and leaves no store behind.
 #[test]
 fn a_reset_that_cannot_work_says_why() {
     let house = House::new();

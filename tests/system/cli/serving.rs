@@ -306,7 +306,7 @@ fn the_first_secret_can_go_to_a_file() {
     assert!(!path.exists());
 }
 
-/// OPERATORS B44: a first secret that nobody can read leaves no client behind.
+/// OPERATORS B44: a first secret that cannot be shown leaves no client behind.
 #[test]
 fn a_first_secret_that_cannot_be_written_takes_the_client_back() {
     let house = House::new();

@@ -100,7 +100,7 @@ impl RemoteTail {
         )
         .await?;
         if resume_token.is_none() {
-            // What was written before this stream began is in the store only.
+            // Records that were written before this stream began are in the store only.
             notify(subscribers, None);
         }
         // Nothing cancels this task: it ends between two replies of the server.
