@@ -31,5 +31,5 @@ pub use self::{
     keys::Keys,
     last_administrator::Conditions,
     listed_audiences::{AudienceLists, places},
-    revocations::{Revocations, Target},
+    revocations::{Reach, Revocations, Target},
 };

@@ -4,16 +4,21 @@ use std::collections::BTreeMap;
 
 use clap::Args;
 use serde_json::json;
+use tonic::{Code, Status};
 
 use super::{
     admin::Admin,
     connect::{Options, Remote},
     error::Failure,
     output::Output,
+    render,
 };
-use crate::proto::admin::{
-    RevokeAllRequest, revocation_service_client::RevocationServiceClient,
-    revoke_all_request::Target as Revoked,
+use crate::{
+    proto::admin::{
+        RevokeAllRequest, RevokeAllResponse, revocation_service_client::RevocationServiceClient,
+        revoke_all_request::Target as Revoked,
+    },
+    telemetry::escape,
 };
 
 /// `jeton revoke-all`
@@ -41,7 +46,7 @@ struct RevocationTarget {
     /// Every token issued in this tenant so far
     #[arg(long, value_name = "TENANT")]
     tenant: Option<String>,
-    /// Every token with this sub so far
+    /// Every token with this sub so far, such as client:orders
     #[arg(long, value_name = "SUB")]
     subject: Option<String>,
     /// This refresh family (fam) and its access tokens
@@ -65,6 +70,45 @@ impl RevocationTarget {
             ("key", &self.kid),
         ];
         named.into_iter().find_map(|(kind, name)| Some(format!("{kind} {}", name.as_ref()?)))
+    }
+
+    /// Returns the subject that was probably meant, for one that does not exist.
+    fn probable_subject(&self, status: &Status) -> Option<String> {
+        let subject = self.subject.as_ref().filter(|subject| !subject.starts_with("client:"))?;
+        (status.code() == Code::NotFound).then(|| {
+            format!("did you mean client:{subject}? The sub of a client is client: and its id")
+        })
+    }
+
+    /// Returns the reach of the revocation in words.
+    fn reached(&self, reach: &RevokeAllResponse) -> String {
+        let client = escape(&reach.client_id);
+        if let Some(tenant) = &self.tenant {
+            let tenant = escape(tenant);
+            return match reach.clients {
+                Some(clients) => {
+                    let clients = render::count(clients, "client");
+                    format!("revoked: every token of tenant {tenant}, of {clients}")
+                }
+                None => format!("revoked: every token of tenant {tenant}"),
+            };
+        }
+        if self.family.is_some() {
+            return format!(
+                "revoked: the refresh family and its access tokens, of client {client}"
+            );
+        }
+        if let Some(kid) = &self.kid {
+            return format!("revoked: key {}, and every token that it signed", escape(kid));
+        }
+        match (&self.jti, reach.token_known) {
+            (None, _) => format!("revoked: every token of client {client}"),
+            (Some(_), Some(true)) => format!("revoked: the token, of client {client}"),
+            (Some(_), Some(false)) => "recorded: the audit trail contains no token with this jti; \
+                                       if there is one, it is not active"
+                .to_owned(),
+            (Some(_), None) => "revoked: the token; its client is not known".to_owned(),
+        }
     }
 
     fn revoked(&self) -> Option<Revoked> {
@@ -102,7 +146,20 @@ impl Command {
             target: self.target.revoked(),
             reason: self.reason.clone(),
         });
-        RevocationServiceClient::new(admin.channel()).revoke_all(request).await?;
-        if output.json { output.document(&json!({})) } else { output.line("revoked") }
+        let response = RevocationServiceClient::new(admin.channel()).revoke_all(request).await;
+        let reach = response
+            .map_err(|status| {
+                let advice = self.target.probable_subject(&status);
+                Failure::from(status).advised(&advice)
+            })?
+            .into_inner();
+        if output.json {
+            return output.document(&json!({
+                "clients": reach.clients,
+                "client_id": Some(&reach.client_id).filter(|id| !id.is_empty()),
+                "token_known": reach.token_known,
+            }));
+        }
+        output.line(&self.target.reached(&reach))
     }
 }

@@ -31,12 +31,13 @@ impl RevocationService for GrpcServices {
                 let target = named(
                     target.ok_or_else(|| Error::field("target", "must name what to revoke"))?,
                 )?;
-                self.services
-                    .admin
-                    .revocations
-                    .revoke(&call, &admin, target, reason)
-                    .await
-                    .map(|()| RevokeAllResponse {})
+                self.services.admin.revocations.revoke(&call, &admin, target, reason).await.map(
+                    |reach| RevokeAllResponse {
+                        clients: reach.clients,
+                        client_id: reach.client.map(|id| id.to_string()).unwrap_or_default(),
+                        token_known: reach.is_token_known,
+                    },
+                )
             }
             .await,
         )

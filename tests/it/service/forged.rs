@@ -456,7 +456,8 @@ async fn a_person_is_not_a_client_of_the_same_name() {
     let token = server.token(&caller, &[]).await.unwrap().access_token;
     let judged = server.introspect(&token).await;
     assert_eq!((judged.sub.as_str(), judged.client_id.as_str()), ("client:alice", "alice"));
-    server.revoke_all(Target::Subject("alice".to_owned())).await.unwrap();
+    let unknown = server.revoke_all(Target::Subject("alice".to_owned())).await.unwrap_err();
+    assert_eq!(reason(&unknown), "NOT_FOUND");
     assert!(server.is_active(&token).await, "a person was meant");
     server.revoke_all(Target::Subject("client:alice".to_owned())).await.unwrap();
     assert!(!server.is_active(&token).await);

@@ -381,7 +381,7 @@ async fn a_revocation_that_was_not_written_is_not_acknowledged() {
             let access = server.revoke(&caller, &issued.access_token).await.unwrap_err();
             let refresh = server.revoke(&caller, &issued.refresh_token).await.unwrap_err();
             let message = RevokeAllRequest {
-                target: Some(Target::Subject("someone".to_owned())),
+                target: Some(Target::Subject(format!("client:{}", caller.id))),
                 reason: String::new(),
             };
             let all = server.revocations().revoke_all(bearer(message, &pass)).await.unwrap_err();
@@ -468,8 +468,8 @@ async fn everything_of_somebody_ends_with_one_write() {
         let before = lab.store.asked();
         let message = RevokeAllRequest { target: Some(level.clone()), reason: "test".to_owned() };
         server.revocations().revoke_all(bearer(message, &pass)).await.unwrap();
-        // Reading the client and raising its epoch.
-        assert!(lab.store.asked() - before <= 2, "{level:?}: {}", lab.store.asked() - before);
+        // Reading the client, or the clients of the tenant twice, and raising the epoch.
+        assert!(lab.store.asked() - before <= 3, "{level:?}: {}", lab.store.asked() - before);
         for token in &minted {
             assert!(!server.is_active(token).await, "{level:?}");
         }

@@ -128,6 +128,11 @@ async fn what_is_not_there_or_not_named_is_refused() {
         Target::ClientId("nobody".to_owned()),
         Target::Family(unknown.clone()),
         Target::Kid("nothing".to_owned()),
+        Target::Tenant("nowhere".to_owned()),
+        Target::Subject("client:nobody".to_owned()),
+        Target::Subject("user:nobody".to_owned()),
+        // The id of a client is not its subject.
+        Target::Subject(mark.client.id.clone()),
     ] {
         let refused = server.revoke_all(target.clone()).await.unwrap_err();
         assert_eq!(
@@ -136,15 +141,9 @@ async fn what_is_not_there_or_not_named_is_refused() {
             "{target:?}"
         );
     }
-    // These may have been issued by another node, or not yet: what is unknown here is ended all the
-    // same.
-    for target in [
-        Target::Tenant("nowhere".to_owned()),
-        Target::Subject("user:nobody".to_owned()),
-        Target::Jti(unknown.clone()),
-    ] {
-        server.revoke_all(target).await.unwrap();
-    }
+    assert_eq!(server.trail_of("revocation.").await, []);
+    // A token may be known to another node alone: it is revoked all the same.
+    server.revoke_all(Target::Jti(unknown.clone())).await.unwrap();
     let bad = |target: fn(String) -> Target| move |text: &str| target(text.to_owned());
     let malformed: [(&str, &[&str], Aim<'_>); 6] = [
         ("client_id", &["", "a b", "{\"$gt\":\"\"}"], &bad(Target::ClientId)),
@@ -181,4 +180,36 @@ async fn what_is_not_there_or_not_named_is_refused() {
     let longest = message(target(), "ж".repeat(200));
     server.revocations().revoke_all(server.as_admin(longest).await).await.unwrap();
     assert_eq!(stands(&server, &mark).await, (false, false));
+}
+
+/// B07: the answer names what was reached, and nothing is reached that does not exist.
+#[tokio::test]
+async fn the_answer_names_what_was_reached() {
+    let server = TestServer::start().await;
+    let mark = server.rpc_target("orders", "shop").await;
+    server.rpc_target("billing", "shop").await;
+    let clients = server.clients_of("shop").await;
+    let ask = async |target: Target| {
+        let message = RevokeAllRequest { target: Some(target), reason: String::new() };
+        let answer = server.revocations().revoke_all(server.as_admin(message).await).await;
+        let reach = answer.unwrap().into_inner();
+        (reach.clients, reach.client_id, reach.token_known)
+    };
+    let id = mark.client.id.clone();
+    let refreshed = server.refresh(&mark.client, &mark.refresh_token).await.unwrap();
+    let refreshed = server.introspect(&refreshed.access_token).await.jti;
+    let one = |known| (Some(1), id.clone(), known);
+    let unknown = Target::Jti("00000000-0000-7000-8000-000000000000".to_owned());
+    for (target, expected) in [
+        (Target::Jti(mark.jti.clone()), one(Some(true))),
+        (Target::Jti(refreshed), one(Some(true))),
+        (unknown, (None, String::new(), Some(false))),
+        (Target::Family(mark.family.clone()), one(None)),
+        (Target::Subject(format!("client:{id}")), one(None)),
+        (Target::ClientId(id.clone()), one(None)),
+        (Target::Tenant("shop".to_owned()), (Some(clients), String::new(), None)),
+        (Target::Kid(mark.kid.clone()), (None, String::new(), None)),
+    ] {
+        assert_eq!(ask(target.clone()).await, expected, "{target:?}");
+    }
 }

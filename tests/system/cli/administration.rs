@@ -165,13 +165,23 @@ fn everything_of_a_client_is_ended_at_once() {
     house.jeton(&["introspect", "--check", token.line()]).ok();
     let refused = house.jeton(&["revoke-all", "--client", "svc", "--reason", "leaked\u{1b}[31m"]);
     assert!(refused.code == 3 && refused.err.matches("reason: ").count() == 1, "{refused:?}");
-    house.jeton(&["revoke-all", "--client", "svc", "--reason", "leaked"]).ok();
+    // B07: a name that does not exist is no success, and its hint names the subject of a client.
+    for (flag, name) in [("--client", "svcc"), ("--tenant", "svc"), ("--subject", "svc")] {
+        let unknown = house.jeton(&["revoke-all", flag, name]);
+        assert_eq!(unknown.code, 5, "{unknown:?}");
+        assert_eq!(unknown.err.contains("hint: did you mean client:svc?"), flag == "--subject");
+    }
+    house.jeton(&["introspect", "--check", token.line()]).ok();
+    let revoked = house.jeton(&["revoke-all", "--client", "svc", "--reason", "leaked"]).ok();
+    assert_eq!(revoked.line(), "revoked: every token of client svc");
     assert_eq!(house.jeton(&["introspect", "--check", token.line()]).code, 1);
     let listed = house.jeton(&["audit", "list", "--action", "revocation.", "--json"]).ok().json();
     assert_eq!(
         (&listed["events"][0]["target"], &listed["events"][0]["reason"]),
         (&json!("svc"), &json!("leaked"))
     );
+    let tenant = house.jeton(&["revoke-all", "--tenant", "default", "--json"]).ok().json();
+    assert_eq!(tenant, json!({"clients": 2, "client_id": null, "token_known": null}));
     server.stop();
 }
 

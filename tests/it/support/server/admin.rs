@@ -4,9 +4,9 @@ use crate::support::until::HANG;
 use jeton::proto::admin::{
     AddSecretRequest, AddSecretResponse, AssignAudienceRequest, Audience, Client,
     CreateClientRequest, CreateClientResponse, DisableClientRequest, GetClientRequest,
-    ListAudiencesRequest, ListKeysRequest, ReleaseAudienceRequest, RetireSecretRequest,
-    RevokeAllRequest, RevokeKeyRequest, RotateKeysRequest, SigningKey, UpdateClientRequest,
-    add_secret_request, create_client_request, revoke_all_request::Target,
+    ListAudiencesRequest, ListClientsRequest, ListKeysRequest, ReleaseAudienceRequest,
+    RetireSecretRequest, RevokeAllRequest, RevokeKeyRequest, RotateKeysRequest, SigningKey,
+    UpdateClientRequest, add_secret_request, create_client_request, revoke_all_request::Target,
 };
 use serde_json::Value;
 use tonic::{Request, Status};
@@ -133,6 +133,17 @@ impl TestServer {
 
     pub async fn get(&self, id: &str) -> Client {
         self.try_get(id).await.unwrap()
+    }
+
+    /// Number of clients of a tenant.
+    pub async fn clients_of(&self, tenant: &str) -> i64 {
+        let message = ListClientsRequest {
+            tenant: tenant.to_owned(),
+            page_size: 1_000,
+            ..ListClientsRequest::default()
+        };
+        let listed = self.clients().list_clients(self.as_admin(message).await).await.unwrap();
+        i64::try_from(listed.into_inner().clients.len()).unwrap()
     }
 
     pub async fn list_keys(&self) -> Vec<SigningKey> {
