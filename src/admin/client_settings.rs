@@ -103,7 +103,10 @@ impl SettingRules {
             }
         }
         if !self.limits.has_plan(&client.rate_plan) {
-            return Err(Error::field("client.rate_plan", "unknown rate plan"));
+            return Err(Error::field(
+                "client.rate_plan",
+                format!("unknown, the rate plans are {}", self.limits.plan_names()),
+            ));
         }
         Ok(client)
     }

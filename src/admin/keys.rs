@@ -88,6 +88,32 @@ impl Keys {
         self.step(now, None, event, advance).await.map(drop)
     }
 
+    /// Begins to replace the keys if another algorithm is configured, and logs when it will sign. For
+    /// a start.
+    pub async fn adopt_algorithm(&self) -> Result<()> {
+        let (now, algorithm) = (self.clock.now(), self.terms.algorithm);
+        let event = || {
+            let event = Stamp::internal(now).done(Action::KeysRotated, "");
+            event.because("keys.algorithm".to_owned())
+        };
+        let adopt = |keyset: &Keyset, maker: &Maker| {
+            let Maker { now, policy, algorithm, sealer } = maker;
+            keyset.adopt(*algorithm, *now, policy, sealer, || maker.key())
+        };
+        self.step(now, None, event, adopt).await?;
+        let keyset = self.keyset().await?;
+        let signing = keyset.active().map(|key| key.alg).filter(|signing| *signing != algorithm);
+        if let Some(signing) = signing {
+            tracing::warn!(
+                signing = signing.as_str(),
+                configured = algorithm.as_str(),
+                from = keyset.signs_from(algorithm).map(tracing::field::display),
+                "keys.algorithm was changed: its key is published before it signs"
+            );
+        }
+        Ok(())
+    }
+
     /// Writes what `next` makes of the keys, if anything; whether it did. Making an RSA key takes a
     /// core a second, so it is done where no call waits for it, and before an administrator is
     /// asked for the proof of the write; no administrator is where time moves the keys on.

@@ -94,6 +94,13 @@ impl Limits {
         self.plans.get(plan.as_str()).or_else(|| self.plans.get(PlanName::standard().as_str()))
     }
 
+    /// Returns the names of the rate plans, separated by commas.
+    pub fn plan_names(&self) -> String {
+        let mut names: Vec<&str> = self.plans.keys().map(AsRef::as_ref).collect();
+        names.sort_unstable();
+        names.join(", ")
+    }
+
     /// Returns true if there is a plan of this name.
     pub fn has_plan(&self, plan: &PlanName) -> bool {
         self.plans.contains_key(plan.as_str())

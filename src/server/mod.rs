@@ -165,6 +165,12 @@ pub async fn run(
     } else {
         None
     };
+    if options.bootstrap && bootstrap.as_ref().is_none_or(|first| first.client_secret.is_none()) {
+        tracing::info!(
+            "--bootstrap created no client, because the store has clients; if no administrator is \
+             left, run `jeton admin reset`"
+        );
+    }
     let mut unseen = bootstrap
         .as_ref()
         .filter(|bootstrap| bootstrap.client_secret.is_some())
@@ -227,6 +233,13 @@ async fn serve(
     let probes = probes::serve(config, probes, app.probes.clone(), stopped(stopping.clone()))?;
     let readiness =
         ready::report_readiness(opened.services.standing.tokens.clone(), app.health.clone());
+    opened
+        .services
+        .admin
+        .keys
+        .adopt_algorithm()
+        .await
+        .map_err(|error| StartError::failed("keys.algorithm")(error.into()))?;
     let background = maintenance::start(opened, tls, &stopping);
     measurements::take_once(opened.clock.now(), &listening);
     let serving = tokio::spawn(listen::serve(port, app.guarded, listening, stopped(stopping)));

@@ -8,9 +8,11 @@ use crate::{
         seal::Sealer,
         signing_keys::{SigningKeys, SigningKeysError},
     },
-    model::{Keyset, Timestamp},
+    model::{Keyset, Timestamp, keyset::Algorithm},
     store::{TrailSize, embedded::Embedded},
 };
+
+const SUBJECT: &str = "signing keys";
 
 /// Checks the keys and the audit trail in a data directory; empty if there is no store yet.
 pub(super) fn embedded(config: &Config, now: Timestamp) -> Vec<Finding> {
@@ -58,10 +60,10 @@ fn bytes(bytes: u64) -> String {
 /// Checks that the master key opens the signing keys; `None` without a master key, which another
 /// check reports.
 pub(super) fn signing_keys(config: &Config, keyset: &Keyset) -> Option<Finding> {
-    const SUBJECT: &str = "signing keys";
     let master = master::load_or_make(&config.master_key_path(), false).ok()?;
     Some(match SigningKeys::open(keyset, &Sealer::new(master)) {
-        Ok(_) => Finding::ok(SUBJECT, "are authentic and open with this master key"),
+        Ok(_) => another_algorithm(config.keys.algorithm, keyset)
+            .unwrap_or_else(|| Finding::ok(SUBJECT, "are authentic and open with this master key")),
         Err(error @ SigningKeysError::Keyset(_)) => {
             let advice = "running nodes keep the last authentic keyset: check who writes to the \
                           store, then restore a backup";
@@ -73,6 +75,21 @@ pub(super) fn signing_keys(config: &Config, keyset: &Keyset) -> Option<Finding> 
             "give this node the master key of the other nodes",
         ),
     })
+}
+
+/// Reports that the configured algorithm does not sign yet, and from when it does.
+fn another_algorithm(configured: Algorithm, keyset: &Keyset) -> Option<Finding> {
+    let signing = keyset.active().map(|key| key.alg).filter(|signing| *signing != configured)?;
+    let (when, advice) = match keyset.signs_from(configured) {
+        Some(at) => (
+            format!("from {at} on"),
+            "nothing to do: caches of the JWKS get the new key until then",
+        ),
+        None => ("after the next start".to_owned(), "restart the service with this setting"),
+    };
+    let (signing, configured) = (signing.as_str(), configured.as_str());
+    let text = format!("sign with {signing}; keys.algorithm {configured} applies {when}");
+    Some(Finding::note(SUBJECT, text, advice))
 }
 
 #[cfg(test)]

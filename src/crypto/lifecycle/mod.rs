@@ -8,7 +8,10 @@
 //! would otherwise authenticate what another writer wrote.
 
 use super::{root::Root, seal::Sealer};
-use crate::model::{KeyState, Keyset, Kid, SigningKey, Timestamp, keyset::KeyPolicy};
+use crate::model::{
+    KeyState, Keyset, Kid, SigningKey, Timestamp,
+    keyset::{Algorithm, KeyPolicy},
+};
 
 impl Keyset {
     /// Creates the keyset of a new service. Its first key signs at once, because no cache can
@@ -64,6 +67,43 @@ impl Keyset {
         next.activate_scheduled(now, policy);
         next.replenish(now, make);
         next.with_mac(sealer)
+    }
+
+    /// Begins to sign with another algorithm: a prepared key of any other one is replaced, since it
+    /// never signed, and an active key of any other one is succeeded as soon as the prepared one was
+    /// published for `policy.publish_ahead`. `None` if there is nothing to do. For a start, and not
+    /// for each [`Keyset::advance`]: while nodes are restarted one after the other their settings
+    /// differ, and they would replace each other's keys.
+    pub fn adopt(
+        &self,
+        algorithm: Algorithm,
+        now: Timestamp,
+        policy: &KeyPolicy,
+        sealer: &Sealer,
+        mut make: impl FnMut() -> SigningKey,
+    ) -> Option<Self> {
+        let now = now.max(self.newest());
+        let mut next = self.next();
+        next.keys
+            .retain(|key| key.alg == algorithm || !matches!(key.state, KeyState::Prepared { .. }));
+        next.replenish(now, &mut make);
+        if self.active().is_some_and(|key| key.alg != algorithm) {
+            next.schedule(policy);
+            next.activate_scheduled(now, policy);
+            next.replenish(now, make);
+        }
+        (next.keys != self.keys).then(|| next.with_mac(sealer))
+    }
+
+    /// Returns the time from which a key of this algorithm signs; `None` if none is to.
+    pub fn signs_from(&self, algorithm: Algorithm) -> Option<Timestamp> {
+        let of_algorithm = self.keys.iter().filter(|key| key.alg == algorithm);
+        let times = of_algorithm.filter_map(|key| match key.state {
+            KeyState::Active { since } => Some(since),
+            KeyState::Prepared { activate_at } => activate_at,
+            KeyState::Retiring { .. } | KeyState::Revoked { .. } => None,
+        });
+        times.min()
     }
 
     /// Revokes a key and every token it signed (K03), and destroys its private part. An active key

@@ -5,7 +5,6 @@ use std::{collections::HashMap, time::Duration};
 use proptest::prelude::*;
 
 use super::*;
-use crate::model::keyset::Algorithm;
 
 const HOUR: Duration = Duration::from_secs(3_600);
 const TTL: Duration = Duration::from_secs(900);
@@ -345,4 +344,41 @@ fn a_jump_forward_rotates_and_a_jump_back_does_not() {
     assert_eq!(life.keyset, keyset);
     life.take(&Step::Rotate, back);
     assert_eq!(life.active(), second, "a key made after the jump was not published before it");
+}
+
+/// OPERATORS 3.6: another algorithm signs as soon as its key was published long enough, whatever the
+/// interval of rotations, and the change is made once.
+#[test]
+fn another_algorithm_signs_as_soon_as_it_may() {
+    let es = |number, at| SigningKey { alg: Algorithm::Es256, ..key(number, at) };
+    let policy = KeyPolicy { rotate_every: Duration::ZERO, ..POLICY };
+    let first = Life::new().keyset;
+    let adopt = |keyset: &Keyset, to, at| keyset.adopt(to, at, &policy, &sealer(), || es(10, at));
+    assert_eq!(adopt(&first, Algorithm::EdDsa, START), None);
+    let at = START + HOUR;
+    let next = adopt(&first, Algorithm::Es256, at).unwrap();
+    next.check(&sealer()).unwrap();
+    assert_eq!(next.active().unwrap().alg, Algorithm::EdDsa, "no cache has the new key yet");
+    let due = at + policy.publish_ahead;
+    assert_eq!(next.signs_from(Algorithm::Es256), Some(due));
+    assert_eq!(adopt(&next, Algorithm::Es256, at + TTL / 2), None, "once is enough");
+    let early = due - Duration::from_secs(1);
+    assert_eq!(next.advance(early, &policy, &sealer(), || es(11, early)), None);
+    let then = next.advance(due, &policy, &sealer(), || es(11, due)).unwrap();
+    assert_eq!(then.active().unwrap().alg, Algorithm::Es256);
+    assert_eq!(adopt(&then, Algorithm::Es256, due), None);
+    // Back again before it signed: the key that was never used is gone.
+    let back = next.adopt(Algorithm::EdDsa, at, &policy, &sealer(), || key(12, at)).unwrap();
+    assert_eq!(back.signs_from(Algorithm::Es256), None);
+    assert!(back.keys.iter().all(|key| key.alg == Algorithm::EdDsa));
+    // A prepared key that was published long enough signs at once, and has a successor.
+    let mixed = then.revoke(&then.active().unwrap().kid, due, &policy, &sealer(), || es(13, due));
+    let mixed = mixed.unwrap().adopt(Algorithm::EdDsa, due, &policy, &sealer(), || key(14, due));
+    assert_eq!(mixed.unwrap().signs_from(Algorithm::EdDsa), Some(due + policy.publish_ahead));
+    let waiting =
+        Keyset { keys: vec![first.active().unwrap().clone(), es(15, START)], ..first.clone() };
+    let at_once = waiting.adopt(Algorithm::Es256, at, &policy, &sealer(), || es(16, at)).unwrap();
+    assert_eq!(at_once.active().unwrap().kid, es(15, START).kid);
+    let prepared = |key: &&SigningKey| matches!(key.state, KeyState::Prepared { .. });
+    assert_eq!(at_once.keys.iter().filter(prepared).count(), 1);
 }

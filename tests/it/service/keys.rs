@@ -311,3 +311,46 @@ async fn the_published_set_is_public() {
         assert!(server.is_active(&token).await);
     }
 }
+
+/// OPERATORS 3.6: another algorithm is published at the next start and signs as soon as caches have
+/// its key, without a rotation by hand.
+#[tokio::test]
+async fn another_algorithm_signs_without_a_rotation() {
+    let with = |algorithm| {
+        move |config: &mut jeton::config::Config| {
+            config.keys.algorithm = algorithm;
+            config.keys.publish_ahead_seconds = AHEAD;
+            config.keys.rotate_every_seconds = 0;
+        }
+    };
+    let algorithms = async |server: &TestServer| -> Vec<(String, bool)> {
+        let keys = server.list_keys().await.into_iter();
+        keys.map(|key| (key.alg.clone(), key.activate_time.is_some())).collect()
+    };
+    let of = |alg: &str, is_scheduled| (alg.to_owned(), is_scheduled);
+    let signing = async |server: &TestServer| kid_of(&server.admin_token().await);
+    let server = TestServer::start_with(with(Algorithm::EdDsa)).await;
+    let first = signing(&server).await;
+    let server = server.restart_with(with(Algorithm::Es256)).await;
+    assert_eq!(algorithms(&server).await, [of("ES256", true), of("EdDSA", true)]);
+    // Back before it signed: nothing but another prepared key.
+    let server = server.restart_with(with(Algorithm::EdDsa)).await;
+    assert_eq!(algorithms(&server).await, [of("EdDSA", false), of("EdDSA", true)]);
+    let server = server.restart_with(with(Algorithm::Es256)).await;
+    server.advance(AHEAD - 1);
+    let old = server.admin_token().await;
+    assert_eq!(kid_of(&old), first, "no cache needs to have the new key yet");
+    server.advance(1);
+    eventually("the change", async || signing(&server).await != first).await;
+    let new = server.admin_token().await;
+    let header = crate::support::server::decoded(&new).0;
+    assert_eq!(header["alg"], "ES256");
+    assert!(server.is_active(&old).await && server.is_active(&new).await);
+    let reasons = server.trail_of("keys.rotated").await;
+    let changes = reasons.iter().filter(|event| event.reason == "keys.algorithm");
+    assert_eq!(changes.count(), 3);
+    // The next start has nothing to do.
+    let server = server.restart_with(with(Algorithm::Es256)).await;
+    assert!(algorithms(&server).await.iter().filter(|(alg, _)| alg == "ES256").count() >= 2);
+    assert_eq!(server.trail_of("keys.rotated").await.len(), reasons.len());
+}

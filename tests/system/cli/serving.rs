@@ -253,6 +253,26 @@ fn outside_development_the_first_client_is_made_when_asked_for() {
     let server = house.serve_with(&["serve", "--json", "--config", config, "--bootstrap"]);
     assert!(server.said["client_secret"].is_string());
     server.stop();
+    assert!(!house.log().contains("--bootstrap created no client"), "{}", house.log());
+    // OPERATORS B44, 3.6: a flag that does nothing is logged, and a setting that waits.
+    let serve = ["serve", "--json", "--config", config, "--bootstrap"];
+    let doctor = || {
+        let mut doctor = house.command(&["doctor", "--config", config]);
+        run(doctor.env("JETON_KEYS__ALGORITHM", "ES256"), "")
+    };
+    let said = doctor();
+    let waits = "sign with EdDSA; keys.algorithm ES256 applies ";
+    assert!(said.out.contains(&format!("{waits}after the next start")), "{said:?}");
+    let log = fs::File::create(house.path("log")).unwrap();
+    let mut command = house.command(&serve);
+    let server = house.serve_by(command.env("JETON_KEYS__ALGORITHM", "ES256").stderr(log));
+    assert!(server.said["client_secret"].is_null());
+    server.stop();
+    let said = doctor();
+    assert!(said.out.contains(&format!("{waits}from 2")), "{said:?}");
+    for line in ["--bootstrap created no client", "keys.algorithm was changed"] {
+        assert!(house.log().contains(line), "{line}: {}", house.log());
+    }
     assert!(!house.path(".config/jeton/contexts.toml").exists(), "a context is for development");
 }
 
