@@ -34,6 +34,7 @@ pub struct Metrics {
     pub connections_open: Gauge,
     pub connections_refused: ByReason,
     pub forwarded_malformed: Counter,
+    pub introspections_inactive: ByReason,
     pub keyset_refused: Counter,
     pub limiter_full: Counter,
     pub log_lines_dropped: Counter,
@@ -58,6 +59,12 @@ impl Default for Metrics {
                 "network", "peer", "proxy", "socket", "total", "worker",
             ]),
             forwarded_malformed: Counter::default(),
+            introspections_inactive: ByReason::new(&[
+                "expired",
+                "invalid",
+                "not_served",
+                "revoked",
+            ]),
             keyset_refused: Counter::default(),
             limiter_full: Counter::default(),
             log_lines_dropped: Counter::default(),
@@ -150,6 +157,12 @@ impl Metrics {
                 "connections_refused",
                 "Connections closed at once, mostly because a limit was reached",
                 &self.connections_refused,
+            ),
+            (
+                "introspections_inactive",
+                "Access tokens that Introspect reported as not active, by the reason, which the \
+                 caller does not get",
+                &self.introspections_inactive,
             ),
         ];
         for (name, help, counters) in by_reason {

@@ -13,8 +13,9 @@ use crate::{
     },
     error::{Error, Result},
     limit::Limits,
-    model::{Action, Audience, AuthMethod, Call, Client, Family, TenantId},
-    standing::TokenState,
+    metrics::METRICS,
+    model::{Action, Audience, AuthMethod, Call, Claims, Client, Family, TenantId, Timestamp},
+    standing::{Inactive, TokenState},
     store::Store,
 };
 
@@ -62,6 +63,30 @@ impl IntrospectionCaller {
         self.client.tenant == *tenant
             && audience.iter().any(|audience| self.client.serves.contains(audience))
     }
+}
+
+/// Counts a token that is not active for its caller, and logs the reason for the operator. The
+/// caller does not get it (I04).
+fn record_inactive(
+    call: &Call,
+    caller: &IntrospectionCaller,
+    reason: &'static str,
+    claims: Option<&Claims>,
+) {
+    METRICS.introspections_inactive.count(reason);
+    tracing::debug!(
+        reason,
+        request_id = %call.request_id,
+        caller = %caller.client.id,
+        caller_tenant = %caller.client.tenant,
+        serves = ?caller.client.serves,
+        jti = claims.map(|claims| tracing::field::display(claims.jti)),
+        client = claims.map(|claims| tracing::field::display(&claims.client_id)),
+        tenant = claims.map(|claims| tracing::field::display(&claims.tenant)),
+        aud = claims.map(|claims| tracing::field::debug(&claims.aud)),
+        exp = claims.map(|claims| tracing::field::display(Timestamp::from_seconds(claims.exp))),
+        "token is not active for this caller"
+    );
 }
 
 /// Judges tokens for those who may ask (RFC 7662).
@@ -137,13 +162,24 @@ impl Introspector {
         token: &str,
         show: impl FnOnce(&VisibleToken<'_>) -> T,
     ) -> Result<Option<T>> {
-        let Some(verified) = self.tokens.verify_active(token, call.now)? else {
-            return Ok(None);
+        let verified = match self.tokens.verify_or_explain(token, call.now)? {
+            Ok(verified) => verified,
+            Err(inactive) => {
+                let (reason, claims) = match &inactive {
+                    Inactive::Invalid => ("invalid", None),
+                    Inactive::Expired(claims) => ("expired", Some(&**claims)),
+                    Inactive::Revoked(claims) => ("revoked", Some(&**claims)),
+                };
+                record_inactive(call, caller, reason, claims);
+                return Ok(None);
+            }
         };
         let claims = verified.claims();
-        Ok(caller
-            .sees(&claims.tenant, &claims.aud)
-            .then(|| show(&VisibleToken { verified: &verified, caller })))
+        if !caller.sees(&claims.tenant, &claims.aud) {
+            record_inactive(call, caller, "not_served", Some(claims));
+            return Ok(None);
+        }
+        Ok(Some(show(&VisibleToken { verified: &verified, caller })))
     }
 
     /// Verifies a refresh token for a caller that may see any token. Its own client gets no answer:

@@ -34,7 +34,7 @@ pub use self::{
     age::Stale,
     client_cache::ClientCache,
     keys::{NodeKeys, Opening, Refused},
-    token_state::TokenState,
+    token_state::{Inactive, TokenState},
 };
 use crate::{
     crypto::signing_keys::SigningKeysError,

@@ -18,6 +18,17 @@ use crate::{
     },
 };
 
+/// Reason that an access token is not active, with the claims of one that this service issued.
+#[derive(Debug)]
+pub enum Inactive {
+    /// It is no access token of this service, or its key was revoked or removed.
+    Invalid,
+    /// It has expired, or its times lie ahead.
+    Expired(Box<Claims>),
+    /// It was revoked by itself, or with its family, client, tenant, subject or key.
+    Revoked(Box<Claims>),
+}
+
 /// State that access tokens are verified against: public keys, revocations, epochs, their age, and
 /// the tokens verified before.
 ///
@@ -73,20 +84,37 @@ impl TokenState {
         token: &str,
         now: Timestamp,
     ) -> Result<Option<Arc<VerifiedClaims>>, Stale> {
+        self.verify_or_explain(token, now).map(Result::ok)
+    }
+
+    /// Verifies a token as [`Self::verify_active`] does. The inner error is the reason that it is
+    /// not active, which is for the operator and no caller (I04).
+    pub fn verify_or_explain(
+        &self,
+        token: &str,
+        now: Timestamp,
+    ) -> Result<Result<Arc<VerifiedClaims>, Inactive>, Stale> {
         self.ensure_fresh()?;
         let digest = VerifiedCache::digest(token);
         let claims = match self.verified.get(&digest) {
             Some(claims) => claims,
-            None => {
-                let Some(claims) = self.verifying_keys.load().verify(token, now) else {
-                    return Ok(None);
-                };
-                let claims = Arc::new(claims);
-                self.verified.insert(digest, claims.clone());
-                claims
-            }
+            None => match self.verifying_keys.load().verify_or_explain(token, now) {
+                Ok(claims) => {
+                    let claims = Arc::new(claims);
+                    self.verified.insert(digest, claims.clone());
+                    claims
+                }
+                Err(claims) => {
+                    return Ok(Err(claims.map_or(Inactive::Invalid, Inactive::Expired)));
+                }
+            },
         };
-        Ok(self.known_active(&claims, now).then_some(claims))
+        if self.known_active(&claims, now) {
+            return Ok(Ok(claims));
+        }
+        let claims = Box::new(claims.claims().clone());
+        let is_expired = claims.exp <= now.seconds();
+        Ok(Err(if is_expired { Inactive::Expired(claims) } else { Inactive::Revoked(claims) }))
     }
 
     /// Returns true if claims that were verified before are active at `now`.

@@ -99,10 +99,22 @@ pub(super) fn show(
     let secret = made.map_or("", |made| made.secret);
     properties.push(("client_secret", secret.to_owned()));
     output.record(&properties)?;
+    if introspects_nothing(&client) {
+        output.talk(
+            "note: this client introspects and serves no audience, so every token is inactive for \
+             it: add --serves AUDIENCE, or the scope jeton:introspect:any",
+        );
+    }
     if !secret.is_empty() {
         output.talk("the secret is not shown again");
     }
     Ok(())
+}
+
+/// Returns true if no token is active for a client that may introspect.
+fn introspects_nothing(client: &Client) -> bool {
+    let has = |scope: &str| client.scopes.iter().any(|own| own == scope);
+    has("jeton:introspect") && !has("jeton:introspect:any") && client.serves.is_empty()
 }
 
 fn properties(client: &Client) -> Vec<(&'static str, String)> {

@@ -124,11 +124,26 @@ impl VerifyingKeys {
     /// Returns the claims of `token` if it is an access token of this issuer, signed by a valid
     /// key, and within its times at `now`. Does no I/O. The reason of a refusal is not returned.
     pub fn verify(&self, token: &str, now: Timestamp) -> Option<VerifiedClaims> {
-        let (claims, kid, known) = self.read(token)?;
-        if known.until.is_some_and(|until| now >= until) {
-            return None;
+        self.verify_or_explain(token, now).ok()
+    }
+
+    /// Verifies a token as [`Self::verify`] does. The error has the claims of a token that is only
+    /// out of its times, for the operator: they are not verified claims.
+    ///
+    /// # Errors
+    ///
+    /// The token is not verified.
+    pub fn verify_or_explain(
+        &self,
+        token: &str,
+        now: Timestamp,
+    ) -> Result<VerifiedClaims, Option<Box<Claims>>> {
+        let Some((claims, kid, known)) = self.read(token) else { return Err(None) };
+        let is_retired = known.until.is_some_and(|until| now >= until);
+        if is_retired || !self.claim_limits.is_in_time(&claims, now) {
+            return Err(Some(Box::new(claims)));
         }
-        self.claim_limits.is_in_time(&claims, now).then_some(VerifiedClaims { claims, kid })
+        Ok(VerifiedClaims { claims, kid })
     }
 
     /// Returns the claims of `token` if it is an access token of this issuer, signed by a key that

@@ -2,6 +2,7 @@
 
 use jeton::{
     config::Rate,
+    metrics::METRICS,
     proto::{
         admin::{Client, DisableClientRequest},
         token::IntrospectRequest,
@@ -367,4 +368,39 @@ async fn a_batch_is_bounded_and_answers_item_by_item() {
         (refused.code(), reason(&refused).as_str()),
         (Code::ResourceExhausted, "MESSAGE_TOO_LARGE")
     );
+}
+
+/// Number of tokens that were not active for this reason, since the start of this process.
+fn inactive_for(reason: &str) -> u64 {
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &METRICS.registry()).unwrap();
+    let name = format!("jeton_introspections_inactive_total{{reason=\"{reason}\"}} ");
+    text.lines().find_map(|line| line.strip_prefix(&name)).unwrap().parse().unwrap()
+}
+
+/// OPERATORS 4.6: the operator sees in a metric why tokens are inactive; the caller gets the same
+/// bytes for each reason.
+#[tokio::test]
+async fn the_operator_sees_why_tokens_are_inactive() {
+    let server = TestServer::start().await;
+    let caller = server.register(aimed_at(&[X])).await;
+    let (at_x, at_y) = (server.register(serving(&[X])).await, server.register(serving(&[Y])).await);
+    let token = server.token(&caller, &[]).await.unwrap().access_token;
+    assert!(server.sees(&at_x, &token).await);
+    let refused = async |viewer: &Caller, token: &str, reason: &str| {
+        let before = inactive_for(reason);
+        let answer = server.introspected(viewer, token, "").await;
+        assert_eq!(bytes(&answer).0, INACTIVE, "{reason}");
+        // Tests that run at the same time count too.
+        assert!(inactive_for(reason) > before, "{reason}");
+    };
+    refused(&at_y, &token, "not_served").await;
+    refused(&at_x, "x", "invalid").await;
+    let revoked = server.token(&caller, &[]).await.unwrap().access_token;
+    server.revoke(&caller, &revoked).await.unwrap();
+    refused(&at_x, &revoked, "revoked").await;
+    let unseen = server.token(&caller, &[]).await.unwrap().access_token;
+    server.advance(3_600);
+    refused(&at_x, &token, "expired").await;
+    refused(&at_x, &unseen, "expired").await;
 }

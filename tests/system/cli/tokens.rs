@@ -209,3 +209,32 @@ fn administration_leaves_no_refresh_family_behind() {
     assert!(!events.contains("\"family\":\"0"), "{events}");
     server.stop();
 }
+
+/// OPERATORS 4.6: a client that introspects and serves nothing is noted, and the log of the server
+/// explains each inactive token; the caller gets no reason.
+#[test]
+fn an_inactive_token_is_explained_to_the_operator() {
+    let house = House::new();
+    let log = std::fs::File::create(house.path("log")).unwrap();
+    let mut serve = house.command(&["serve", "--dev", "--json", "--listen", "127.0.0.1:0"]);
+    let server =
+        house.serve_by(serve.env("JETON_LOG__LEVEL", "info,jeton::oauth=debug").stderr(log));
+    let create = ["client", "create", "api", "--scope", "jeton:introspect"];
+    let file = house.path("secret");
+    let path = file.to_str().unwrap();
+    let created = house.jeton(&[&create[..], &["--secret-out", path]].concat()).ok();
+    assert!(created.err.contains("serves no audience"), "{created:?}");
+    let token = house.jeton(&["token", "--raw"]).ok();
+    let as_api = ["--client-id", "api", "--client-secret-file", path];
+    let answer = house.jeton(&[&["introspect", token.line()], &as_api[..]].concat()).ok();
+    assert_eq!(answer.line(), "active  false");
+    let served = house.jeton(&["client", "update", "api", "--add-serves", "https://x.test"]).ok();
+    assert!(!served.err.contains("serves no audience"), "{served:?}");
+    server.stop();
+    let log = house.log();
+    let line = log.lines().find(|line| line.contains("not active for this caller")).unwrap();
+    for part in ["not_served", "caller=api", "client=bootstrap", crate::cli::home::ISSUER] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
+    assert!(!log.contains(token.line()));
+}
