@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use tokio::time::Instant;
+
 pub use super::witness::Known;
 use super::{AdminAuthenticator, Administrator, tail::Tail, witness::witnessed};
 use crate::{
@@ -13,6 +15,9 @@ use crate::{
 
 /// Records per read.
 const STRIDE: usize = 2_000;
+
+/// Records per read of a list that is merged of several.
+const MERGED: usize = 500;
 
 /// The verification of one chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,7 +59,48 @@ impl AuditReader {
     ) -> Result<EventPage> {
         let tenant = admin.tenant_filter(filter.tenant.clone())?;
         let filter = Filter { tenant, ..filter };
-        Ok(self.store.page(&filter, before, limit, self.patience).await?)
+        let alternatives = filter.alternatives();
+        if alternatives == [filter.clone()] {
+            return Ok(self.store.page(&filter, before, limit, self.patience).await?);
+        }
+        self.merged(&filter, &alternatives, before, limit).await
+    }
+
+    /// Merges the records of filters that together admit what `filter` admits. What is older than
+    /// the place that one of them has reached waits for a later page.
+    async fn merged(
+        &self,
+        filter: &Filter,
+        alternatives: &[Filter],
+        before: Option<&Place>,
+        limit: usize,
+    ) -> Result<EventPage> {
+        let began = Instant::now();
+        let mut page = EventPage { records: Vec::new(), next: before.cloned() };
+        loop {
+            let (mut found, mut reached) = (BTreeMap::new(), None::<Place>);
+            for alternative in alternatives {
+                let before = page.next.as_ref();
+                let part = self.store.page(alternative, before, MERGED, self.patience / 4).await?;
+                let admitted =
+                    part.records.into_iter().filter(|record| filter.admits(&record.event));
+                found.extend(admitted.map(|record| (record.place(), record)));
+                reached = reached.max(part.next);
+            }
+            if let Some(reached) = &reached {
+                found.retain(|place, _| place >= reached);
+            }
+            page.records.extend(found.into_values().rev());
+            page.next = reached;
+            if page.records.len() > limit {
+                page.records.truncate(limit);
+                page.next = page.records.last().map(Record::place);
+            }
+            let is_done = page.next.is_none() || page.records.len() >= limit;
+            if is_done || began.elapsed() >= self.patience / 2 {
+                return Ok(page);
+            }
+        }
     }
 
     /// Returns the time up to which records were cut, of any chain; `None` if all chains are whole,

@@ -4,6 +4,7 @@
 mod administrator;
 pub mod audiences;
 pub mod audit;
+mod client_changes;
 pub mod client_secrets;
 pub mod client_settings;
 pub mod clients;

@@ -123,7 +123,8 @@ impl Revocations {
                     .filter(|family| admin.can_access_tenant(&family.tenant));
                 let family = family.ok_or(Error::NotFound("family"))?;
                 let stamp = admin.stamp_in(call, &family.tenant);
-                let event = stamp.done(Action::FamilyRevoked, "").in_family(id).because(reason);
+                let event = stamp.done(Action::FamilyRevoked, family.client.as_str());
+                let event = event.in_family(id).because(reason);
                 let until = call.now + self.terms.revocation_memory();
                 let write = ProvenWrite::EndFamily { id, now: call.now, until, event };
                 self.gate.write(admin, write).await?;

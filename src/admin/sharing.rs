@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use futures_util::future::join_all;
 
-use super::{Administrator, AudienceLists, newly_listed::NewlyListed};
+use super::{Administrator, AudienceLists, client_changes::changes, newly_listed::NewlyListed};
 use crate::{
     model::{Action, Audience, Call, Client, Event, Stamp, TenantId},
     store::FoundAudience,
@@ -56,7 +56,7 @@ impl AudienceLists {
     }
 }
 
-/// The own record of a change, and one for each other tenant whose audience the client lists from
+/// The own record of a change, which says what an update changed, and one for each other tenant whose audience the client lists from
 /// now on, or lists no more, by the owners that are recorded in `listed`.
 pub(super) fn with_sharing(
     call: &Call,
@@ -65,6 +65,8 @@ pub(super) fn with_sharing(
     (before, after): (&Client, &Client),
     listed: &[NewlyListed],
 ) -> Vec<Event> {
+    let is_unexplained = own.action == Action::ClientUpdated && own.reason.is_empty();
+    let own = if is_unexplained { own.because(changes(before, after)) } else { own };
     let (old, new) = (all(before), all(after));
     let gained = new.difference(&old).map(|audience| (*audience, Action::AudienceShared));
     let lost = old.difference(&new).map(|audience| (*audience, Action::AudienceUnshared));

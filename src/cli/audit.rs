@@ -87,6 +87,15 @@ struct Filter {
     /// Show only this target
     #[arg(long)]
     target: Option<String>,
+    /// Show only events by or about this client: it acted, or it or one of its secrets is the target
+    #[arg(long, value_name = "ID")]
+    about: Option<String>,
+    /// Show only events about this secret and calls with it, failed ones too
+    #[arg(long, value_name = "CLIENT/SECRET")]
+    secret_id: Option<String>,
+    /// Show only this refresh family
+    #[arg(long, value_name = "FAM")]
+    family: Option<String>,
     /// Start time: RFC 3339, or a duration before now, such as 90s, 15m, 2h or 7d
     #[arg(long, value_name = "TIME", value_parser = args::moment)]
     since: Option<Moment>,
@@ -111,6 +120,9 @@ impl Filter {
             target: self.target.clone().unwrap_or_default(),
             start_time: time(self.since),
             end_time: time(self.until),
+            about: self.about.clone().unwrap_or_default(),
+            secret: self.secret_id.clone().unwrap_or_default(),
+            family: self.family.clone().unwrap_or_default(),
         })
     }
 }

@@ -299,7 +299,8 @@ mod tests {
         assert!(
             all.iter()
                 .filter(|flag| flag.contains("secret"))
-                .all(|flag| flag.ends_with("-file") || flag == "secret-out"),
+                .all(|flag| flag.ends_with("-file")
+                    || ["secret-out", "secret-id"].contains(&&**flag)),
             "{all:?}"
         );
     }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     auth_method::AuthMethod,
-    id::{FamilyId, TenantId},
+    id::{ClientId, FamilyId, SecretId, TenantId},
     principal::Principal,
     time::Timestamp,
 };
@@ -111,6 +111,26 @@ pub struct Event {
 }
 
 impl Event {
+    /// Returns true if a client acted, or if the target is the client or one of its secrets.
+    pub fn concerns(&self, client: &ClientId) -> bool {
+        self.is_by(client)
+            || self.target.strip_prefix(client.as_str()).is_some_and(|rest| {
+                rest.is_empty() || rest.starts_with('/') && self.action.is_of_secret()
+            })
+    }
+
+    /// Returns true if a secret of a client is the target, or if it was presented for the client.
+    pub fn has_secret(&self, client: &ClientId, id: &SecretId) -> bool {
+        let is_target = self.action.is_of_secret()
+            && self.target.split_once('/') == Some((client.as_str(), id.as_str()));
+        let is_presented = matches!(&self.auth, Some(AuthMethod::Secret(own)) if own == id);
+        is_target || is_presented && (self.is_by(client) || self.target == client.as_str())
+    }
+
+    fn is_by(&self, client: &ClientId) -> bool {
+        matches!(&self.actor, Some(Principal::Client(actor)) if actor == client)
+    }
+
     /// Adds the refresh family concerned.
     pub fn in_family(self, family: FamilyId) -> Self {
         Self { family: Some(family), ..self }
@@ -121,6 +141,9 @@ impl Event {
         Self { reason: Cow::Owned(reason), ..self }
     }
 }
+
+/// Prefix of the actions whose target is `client/secret`.
+const SECRET_ACTIONS: &str = "secret.";
 
 /// Outcome of what was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -163,6 +186,11 @@ macro_rules! actions {
                 }
             }
 
+            /// Returns true if the target is `client/secret`.
+            fn is_of_secret(self) -> bool {
+                self.as_str().starts_with(SECRET_ACTIONS)
+            }
+
             /// Its sentences above, as the documentation has them too.
             #[cfg(test)]
             const fn meaning(self) -> &'static str {
@@ -189,12 +217,15 @@ actions! {
     /// A refresh was refused; the family is unchanged. A token that names no family of this service,
     /// or does not verify, is refused without a record.
     RefreshRefused = "refresh_token.refused",
-    /// A token or family was revoked by its client.
+    /// A token or family was revoked by its client, or by an administrator by the token itself. The
+    /// target is the jti, or for a family its client; if another client revoked an access token, the
+    /// reason names the token's client: `of client:ID`.
     TokenRevoked = "token.revoked",
     /// A caller tried to revoke another client's token.
     RevokeRefused = "token.revoke_refused",
     /// A caller failed to authenticate; the target is the client that it named, if that client
-    /// exists. With the reason `slow_down` its secret was not compared.
+    /// exists. With the reason `slow_down` its secret was not compared. `auth` has the id inside the
+    /// presented secret, as if it was a secret of the client: it may be retired, or another client's.
     AuthenticationFailed = "client.authentication_failed",
     /// Wrong secrets of a client were compared 1,000 times within an hour, from any addresses; the
     /// target is the client.
@@ -205,7 +236,8 @@ actions! {
     ClientCreated = "client.created",
     /// `jeton admin reset` created an administrator with the master key; the target is the client.
     AdministratorReset = "administrator.reset",
-    /// A client was changed.
+    /// A client was changed; the reason names the fields, what was added and removed, and old and new
+    /// values.
     ClientUpdated = "client.updated",
     /// A client was disabled.
     ClientDisabled = "client.disabled",
@@ -248,7 +280,7 @@ actions! {
     TenantRevoked = "revocation.tenant",
     /// All tokens of a subject were revoked.
     SubjectRevoked = "revocation.subject",
-    /// An administrator revoked a refresh family.
+    /// An administrator revoked a refresh family; the target is its client.
     FamilyRevoked = "revocation.family",
     /// An administrator revoked an access token.
     JtiRevoked = "revocation.token",
@@ -341,9 +373,43 @@ pub struct Filter {
     pub from: Option<Timestamp>,
     /// Before.
     pub to: Option<Timestamp>,
+    /// Only events by or about this client: see [`Event::concerns`].
+    pub about: Option<ClientId>,
+    /// Only events about this secret of this client, and calls with it.
+    pub secret: Option<(ClientId, SecretId)>,
+    /// Only this refresh family.
+    pub family: Option<FamilyId>,
 }
 
 impl Filter {
+    /// Returns filters by fields that have an index each, instead of `about` and `secret`: what this
+    /// filter admits, at least one of them admits.
+    pub fn alternatives(&self) -> Vec<Self> {
+        let (client, secret) = match (&self.secret, &self.about) {
+            (Some((client, id)), _) => (client, Some(id)),
+            (None, Some(client)) => (client, None),
+            (None, None) => return vec![self.clone()],
+        };
+        let rest = Self { about: None, secret: None, ..self.clone() };
+        let by_client = Principal::Client(client.clone());
+        let is_by_other = self.actor.as_ref().is_some_and(|actor| *actor != by_client);
+        let by_client = (!is_by_other).then(|| Self { actor: Some(by_client), ..rest.clone() });
+        let with_target = |target: String| {
+            let is_other = self.target.as_ref().is_some_and(|wanted| *wanted != target);
+            (!is_other).then(|| Self { target: Some(target), ..rest.clone() })
+        };
+        let more = match secret {
+            Some(id) => with_target(format!("{client}/{id}")),
+            // Few events have a secret as their target.
+            None => match self.action.as_deref() {
+                None => Some(Self { action: Some(SECRET_ACTIONS.to_owned()), ..rest.clone() }),
+                Some(action) if action.starts_with(SECRET_ACTIONS) => Some(rest.clone()),
+                Some(_) => None,
+            },
+        };
+        by_client.into_iter().chain(with_target(client.to_string())).chain(more).collect()
+    }
+
     /// Returns true if events of an action may be shown.
     pub fn admits_action(&self, action: Action) -> bool {
         let action = action.as_str();
@@ -359,6 +425,9 @@ impl Filter {
             && self.admits_action(event.action)
             && self.outcome.is_none_or(|outcome| event.outcome == outcome)
             && self.target.as_ref().is_none_or(|target| event.target == *target)
+            && self.about.as_ref().is_none_or(|client| event.concerns(client))
+            && self.secret.as_ref().is_none_or(|(client, id)| event.has_secret(client, id))
+            && self.family.is_none_or(|family| event.family == Some(family))
             && self.from.is_none_or(|from| event.at >= from)
             && self.to.is_none_or(|to| event.at < to)
     }

@@ -58,7 +58,7 @@ impl TokenIssuer {
         self.open(&family, &stamp, jti).await?;
         if let Err(error) = self.clients.still_authenticated(call, authenticated).await {
             // Its tokens never left. It is ended all the same, so that nothing depends on that.
-            let event = stamp.done(Action::TokenRevoked, "").in_family(family.id);
+            let event = stamp.done(Action::TokenRevoked, client.id.as_str()).in_family(family.id);
             self.store
                 .end_family(family.id, call.now, call.now + self.terms.revocation_memory(), event)
                 .await?;

@@ -94,7 +94,7 @@ impl Revoker {
         {
             return self.end_client_instead(call, who, &family.tenant, family.client).await;
         }
-        let event = stamp.done(Action::TokenRevoked, "").in_family(family.id);
+        let event = stamp.done(Action::TokenRevoked, family.client.as_str()).in_family(family.id);
         let until = call.now + self.terms.revocation_memory();
         let ended = if who.client().id == family.client {
             self.store.end_family(family.id, call.now, until, event).await.map_err(Error::from)
@@ -152,7 +152,10 @@ impl Revoker {
         ) {
             return self.end_client_instead(call, who, &claims.tenant, claims.client_id).await;
         }
-        let event = stamp.done(Action::TokenRevoked, claims.jti.to_string());
+        let mut event = stamp.done(Action::TokenRevoked, claims.jti.to_string());
+        if who.client().id != claims.client_id {
+            event = event.because(format!("of client:{}", claims.client_id));
+        }
         let revocation = Revocation { revoked: Revoked::Token(claims.jti), until };
         let revoked = if who.client().id == claims.client_id {
             self.store.revoke(&revocation, event).await.map_err(Error::from)

@@ -15,7 +15,10 @@ use super::Detached;
 use crate::{
     audit::Trail,
     clock::Clock,
-    crypto::{passwords::Passwords, secrets::ClientSecrets},
+    crypto::{
+        passwords::Passwords,
+        secrets::{ClientSecrets, secret_id_of},
+    },
     error::{Error, Result},
     limit::{Limits, ReadPlace},
     model::{
@@ -129,7 +132,7 @@ impl ClientAuthenticator {
             Credentials::Secret { client_id, secret } => (client_id, secret),
             Credentials::None | Credentials::Bearer(_) => {
                 let refusal = Refusal::NoSecret(self.limits.guess(call.peer, None, call.now));
-                return Err(self.refuse(call, None, refusal).await);
+                return Err(self.refuse(call, None, None, refusal).await);
             }
         };
         if secret.expose_secret().len() > MAX_SECRET {
@@ -160,7 +163,8 @@ impl ClientAuthenticator {
         };
         // Recorded before anything that takes time: a caller that hangs up must not have a guess
         // judged and leave no record.
-        let refused = self.refuse(call, client.as_deref(), refusal).await;
+        let presented = secret_id_of(secret.expose_secret());
+        let refused = self.refuse(call, client.as_deref(), presented, refusal).await;
         // Every refusal pays for one read, so that a cached client is not faster than an unknown
         // name. The name is always the same, because an existing record takes longer to read.
         if id.is_some() && !read {
@@ -237,7 +241,11 @@ impl ClientAuthenticator {
     pub async fn still_authenticated(&self, call: &Call, who: &AuthenticatedClient) -> Result<()> {
         match self.unchanged(call, &who.client, &who.method).await? {
             Some(_) => Ok(()),
-            None => Err(self.refuse(call, Some(&who.client), Refusal::Ended).await),
+            None => {
+                let id =
+                    if let AuthMethod::Secret(id) = &who.method { Some(id.clone()) } else { None };
+                Err(self.refuse(call, Some(&who.client), id, Refusal::Ended).await)
+            }
         }
     }
 }

@@ -11,7 +11,10 @@ use crate::{
     },
     error::{Error, Result},
     limit::{Guess, GuessTarget},
-    model::{Action, Call, ClaimedAccount, Client, Digest, Secret, SecretId, Stamp, Timestamp},
+    model::{
+        Action, AuthMethod, Call, ClaimedAccount, Client, Digest, Secret, SecretId, Stamp,
+        Timestamp,
+    },
 };
 
 /// A caller's claim to be a client.
@@ -189,11 +192,12 @@ impl ClientAuthenticator {
     /// Records a refusal and returns its error. A compared secret of an existing client has a
     /// record of its own, which is not awaited, so that the time is the same for all clients. All
     /// others are counted: those of a client, and those of names that are no client's, are one
-    /// record for each peer and minute.
+    /// record for each peer and minute. `presented` is the id inside the secret, if it has one.
     pub(super) async fn refuse(
         &self,
         call: &Call,
         client: Option<&Client>,
+        presented: Option<SecretId>,
         refusal: Refusal,
     ) -> Error {
         crate::metrics::METRICS.authentication_failed.inc();
@@ -209,6 +213,8 @@ impl ClientAuthenticator {
         // A tenant sees the attacks on its clients. The caller is not authenticated, so there is no
         // calling client.
         let stamp = Stamp { tenant: client.map(|client| client.tenant.clone()), ..call.stamp() };
+        // A retired secret that is still in use somewhere is found by its id.
+        let stamp = Stamp { auth: client.and(presented).map(AuthMethod::Secret), ..stamp };
         let event = stamp.refused(Action::AuthenticationFailed, target, reason);
         let recorded = match client {
             Some(client) => {

@@ -336,7 +336,7 @@ async fn every_change_that_is_answered_is_on_record() {
             }
             Rpc::RevokeTenant => "shop".to_owned(),
             Rpc::RevokeSubject => format!("client:{}", mark.client.id),
-            Rpc::RevokeFamily | Rpc::RotateKeys => String::new(),
+            Rpc::RotateKeys => String::new(),
             Rpc::RevokeKey | Rpc::RevokeSigner => mark.kid.clone(),
             Rpc::RevokeToken => mark.jti.clone(),
             Rpc::AssignAudience => format!("{}:new", mark.audience),
@@ -345,6 +345,7 @@ async fn every_change_that_is_answered_is_on_record() {
             | Rpc::DisableClient
             | Rpc::EnableClient
             | Rpc::DeleteClient
+            | Rpc::RevokeFamily
             | Rpc::RevokeClient => mark.client.id.clone(),
             Rpc::GetClient
             | Rpc::ListClients

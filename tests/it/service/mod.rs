@@ -8,6 +8,7 @@ mod allowances;
 mod audience_release;
 mod audiences;
 mod audit;
+mod audit_filters;
 mod authentication;
 mod budgets;
 mod clients;

@@ -20,7 +20,7 @@ use crate::{
     },
     error::{Error, Result},
     model::{
-        Place, Principal, Timestamp,
+        ClientId, Place, Principal, SecretId, Timestamp,
         digits::{hex, unhex},
         event::{Filter, Outcome},
     },
@@ -163,7 +163,21 @@ fn parsed(filter: EventFilter) -> Result<Filter> {
         target: (!target.is_empty()).then_some(target),
         from: time("filter.start_time", filter.start_time)?,
         to: time("filter.end_time", filter.end_time)?,
+        about: optional("filter.about", &filter.about)?,
+        secret: secret(&filter.secret)?,
+        family: optional("filter.family", &filter.family)?,
     })
+}
+
+/// Parses a secret as the trail shows it: the client's id and the secret's.
+fn secret(text: &str) -> Result<Option<(ClientId, SecretId)>> {
+    const FIELD: &str = "filter.secret";
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let parts = text.split_once('/');
+    let (client, id) = parts.ok_or_else(|| Error::field(FIELD, "must be CLIENT/SECRET"))?;
+    Ok(Some((required(FIELD, client)?, required(FIELD, id)?)))
 }
 
 /// Parses heads that the caller saved outside the store.

@@ -108,6 +108,7 @@ pub(crate) fn rows_of(event: &Event, place: i64) -> Vec<KeyRow> {
 pub(crate) fn of_filter(filter: &Filter) -> Vec<i64> {
     let mut keys = Vec::new();
     keys.extend(filter.target.as_deref().map(id_key));
+    keys.extend(filter.family.map(|family| id_key(&family.to_string())));
     keys.extend(filter.actor.as_ref().map(actor_key));
     keys.extend(filter.tenant.as_ref().map(|tenant| text_key('o', tenant.as_str())));
     keys

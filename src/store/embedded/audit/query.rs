@@ -316,7 +316,8 @@ fn hints(filter: &Filter) -> Vec<String> {
     let tenant = filter.tenant.as_ref().map(|tenant| format!("\"{tenant}\""));
     let actor = filter.actor.as_ref().and_then(|actor| serde_json::to_string(actor).ok());
     let target = filter.target.as_ref().and_then(|target| serde_json::to_string(target).ok());
-    tenant.into_iter().chain(actor).chain(target).collect()
+    let family = filter.family.map(|family| format!("\"{family}\""));
+    tenant.into_iter().chain(actor).chain(target).chain(family).collect()
 }
 
 #[cfg(test)]
@@ -382,6 +383,8 @@ mod tests {
             Filter { tenant: tenant(1), actor: actor(1), target: one("x7"), ..of() },
             Filter { actor: actor(2), from: at(30), to: at(90), outcome: refused, ..of() },
             Filter { target: one("none"), ..of() },
+            Filter { about: Some("x4".parse().unwrap()), ..of() },
+            Filter { about: Some("c2".parse().unwrap()), outcome: refused, ..of() },
         ]
     }
 

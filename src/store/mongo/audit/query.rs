@@ -19,7 +19,7 @@ use super::{
 use crate::{
     crypto::chain::{Claim, CutMark, Head},
     model::{
-        Action, Event, Principal, Record, Timestamp,
+        Action, ClientId, Event, Principal, Record, SecretId, Timestamp,
         event::{Filter, Place},
     },
     store::{
@@ -352,6 +352,37 @@ pub(super) fn older_than(before: &Place) -> Document {
     doc! { "event.at": { "$lte": at }, "$or": [{ "event.at": { "$lt": at } }, same] }
 }
 
+/// Filter for events that concern a client. No index answers it: see [`Filter::alternatives`].
+fn about(client: &ClientId) -> Document {
+    let secrets = doc! { "$gte": format!("{client}/"), "$lt": format!("{client}0") };
+    let of_secret =
+        doc! { "event.action": { "$in": actions_of("secret.") }, "event.target": secrets };
+    doc! { "$or": [by(client), { "event.target": client.as_str() }, of_secret] }
+}
+
+/// Filter for events that have a secret of a client.
+fn with_secret((client, id): &(ClientId, SecretId)) -> Document {
+    let target = doc! {
+        "event.action": { "$in": actions_of("secret.") },
+        "event.target": format!("{client}/{id}"),
+    };
+    let presented = doc! {
+        "event.auth.method": "client_secret",
+        "event.auth.id": id.as_str(),
+        "$or": [by(client), { "event.target": client.as_str() }],
+    };
+    doc! { "$or": [target, presented] }
+}
+
+fn by(client: &ClientId) -> Document {
+    doc! { "event.actor": { "client": client.as_str() } }
+}
+
+fn actions_of(prefix: &str) -> Vec<&'static str> {
+    let names = Action::ALL.iter().map(|action| action.as_str());
+    names.filter(|name| name.starts_with(prefix)).collect()
+}
+
 /// Translates [`Filter::admits`] into a query.
 pub(super) fn query(filter: &Filter) -> Document {
     let mut query = Document::new();
@@ -384,6 +415,14 @@ pub(super) fn query(filter: &Filter) -> Document {
     }
     if let Some(target) = &filter.target {
         query.insert("event.target", target);
+    }
+    if let Some(family) = filter.family {
+        query.insert("event.family", family.to_string());
+    }
+    let concerned = [filter.about.as_ref().map(about), filter.secret.as_ref().map(with_secret)];
+    let concerned: Vec<Document> = concerned.into_iter().flatten().collect();
+    if !concerned.is_empty() {
+        query.insert("$and", concerned);
     }
     let mut at = Document::new();
     at.extend(filter.from.map(|from| ("$gte".to_owned(), Bson::Int64(from.millis()))));

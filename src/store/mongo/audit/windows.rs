@@ -31,6 +31,8 @@ fn indexed(filter: &Filter) -> Option<Filter> {
     let none = Filter { from: filter.from, to: filter.to, ..Filter::default() };
     let one = if filter.target.is_some() {
         Filter { target: filter.target.clone(), ..none }
+    } else if filter.family.is_some() {
+        Filter { family: filter.family, ..none }
     } else if filter.actor.is_some() {
         Filter { actor: filter.actor.clone(), ..none }
     } else if filter.action.is_some() {

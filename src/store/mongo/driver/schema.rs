@@ -243,6 +243,11 @@ fn indexes() -> Vec<(&'static str, Vec<Index>)> {
                 plain("target", doc! { "event.target": 1, "event.at": 1, "_id": 1 }),
                 plain("action", doc! { "event.action": 1, "event.at": 1, "_id": 1 }),
                 partial(
+                    "family",
+                    doc! { "event.family": 1, "event.at": 1, "_id": 1 },
+                    doc! { "event.family": { "$exists": true } },
+                ),
+                partial(
                     "refused",
                     doc! { "event.at": 1, "_id": 1, "event.outcome": 1 },
                     doc! { "event.outcome": Outcome::Refused.as_str() },

@@ -6,7 +6,7 @@ use jeton::{
     admin::tail::Tail,
     crypto::chain::Walk,
     model::{
-        Action, AuthMethod, Client, Event, FamilyId, Place, Principal, Record,
+        Action, AuthMethod, Client, Event, FamilyId, Place, Principal, Record, SecretId,
         event::{Filter, Outcome},
     },
     store::{AuditStore, Store},
@@ -213,6 +213,70 @@ pub(crate) async fn filters_admit_what_they_say(bench: &Bench) {
     let page = Filter { actor: of_a(), ..none() };
     let third = Place { at: at(20), chain: chain_of(&*store).await, sequence: 3 };
     assert_eq!(sequences(&store.events(&page, Some(&third), 1).await.unwrap()), [1]);
+}
+
+/// OPERATORS 4.10: filters about a client, a secret and a family admit what the events say, and so do
+/// their alternatives together.
+pub(crate) async fn filters_name_clients_secrets_and_families(bench: &Bench) {
+    let store = bench.store();
+    let secret: SecretId = "s1".parse().unwrap();
+    let stamp = |client: &str, auth: Option<&str>, millis| jeton::model::Stamp {
+        at: at(millis),
+        actor: (!client.is_empty()).then(|| Principal::Client(id(client))),
+        auth: auth.map(|id| AuthMethod::Secret(id.parse().unwrap())),
+        ..stamp()
+    };
+    let family = FamilyId::new();
+    let failed = Action::AuthenticationFailed;
+    let events = [
+        stamp("admin", None, 1).done(Action::SecretAdded, "a/s1"),
+        stamp("admin", None, 2).done(Action::SecretAdded, "ab/s1"),
+        stamp("a", Some("s1"), 3).done(Action::TokenIssued, "one").in_family(family),
+        stamp("a", Some("s2"), 4).done(Action::TokenRefreshed, "two").in_family(family),
+        stamp("admin", None, 5).done(Action::ClientUpdated, "a"),
+        stamp("admin", None, 6).done(Action::ClientUpdated, "ab"),
+        stamp("admin", None, 7).done(Action::FamilyRevoked, "a").in_family(family),
+        stamp("admin", None, 8).done(Action::SecretRetired, "a/s1"),
+        stamp("", Some("s1"), 9).refused(failed, "a", "invalid_client"),
+        stamp("", Some("s1"), 10).refused(failed, "ab", "invalid_client"),
+        stamp("b", Some("s1"), 11).done(Action::TokenIssued, "a/s1"),
+    ];
+    for event in &events {
+        store.append(event.clone()).await.unwrap();
+    }
+    let of = Filter::default;
+    let about = |client: &str| Some(id(client));
+    let refused = Some(Outcome::Refused);
+    for (filter, expected) in [
+        (Filter { about: about("a"), ..of() }, &[9, 8, 7, 5, 4, 3, 1][..]),
+        (Filter { about: about("ab"), ..of() }, &[10, 6, 2]),
+        (Filter { about: about("c"), ..of() }, &[]),
+        (Filter { about: about("a"), action: Some("secret.".into()), ..of() }, &[8, 1]),
+        (Filter { about: about("a"), action: Some("secret.added".into()), ..of() }, &[1]),
+        (Filter { about: about("a"), action: Some("client.updated".into()), ..of() }, &[5]),
+        (Filter { about: about("a"), outcome: refused, ..of() }, &[9]),
+        (Filter { about: about("a"), target: Some("a".into()), ..of() }, &[9, 7, 5]),
+        (
+            Filter { about: about("a"), actor: Some(Principal::Client(id("admin"))), ..of() },
+            &[8, 7, 5, 1],
+        ),
+        (Filter { secret: Some((id("a"), secret.clone())), ..of() }, &[9, 8, 3, 1]),
+        (Filter { secret: Some((id("ab"), secret)), ..of() }, &[10, 2]),
+        (Filter { family: Some(family), ..of() }, &[7, 4, 3]),
+        (Filter { family: Some(family), about: about("b"), ..of() }, &[]),
+        (Filter { family: Some(FamilyId::new()), ..of() }, &[]),
+    ] {
+        let found = store.events(&filter, None, 99).await.unwrap();
+        assert_eq!(sequences(&found), expected, "{filter:?}");
+        let mut merged = std::collections::BTreeSet::new();
+        for alternative in filter.alternatives() {
+            assert!(alternative.about.is_none() && alternative.secret.is_none());
+            let part = store.events(&alternative, None, 99).await.unwrap();
+            let admitted = part.iter().filter(|record| filter.admits(&record.event));
+            merged.extend(admitted.map(|record| record.sequence));
+        }
+        assert_eq!(merged.into_iter().rev().collect::<Vec<_>>(), expected, "{filter:?}");
+    }
 }
 
 /// O04: every kind of change links into one chain, over a restart.

@@ -89,6 +89,7 @@ macro_rules! lane {
                 events_follow_their_times_where_the_chain_does_not
                 a_chain_is_named_and_others_are_not_there
                 filters_admit_what_they_say
+                filters_name_clients_secrets_and_families
                 the_chain_verifies_against_the_sealed_head
                 concurrent_appends_leave_no_gap
                 an_empty_trail_has_no_head

@@ -3,7 +3,7 @@
 mod mongodb {
     use futures_util::TryStreamExt as _;
     use jeton::{
-        model::{Action, Event, Principal, Stamp, event::Filter, event::Outcome},
+        model::{Action, Event, FamilyId, Principal, Stamp, event::Filter, event::Outcome},
         store::AuditStore,
     };
     use mongodb::{
@@ -20,6 +20,7 @@ mod mongodb {
     };
 
     const RECORDS: i64 = 300;
+    const FAMILY: FamilyId = FamilyId(uuid::Uuid::from_u128(7));
 
     fn frequent(n: i64) -> Event {
         let actor = Some(Principal::Client(id("busy")));
@@ -31,7 +32,7 @@ mod mongodb {
         let actor = Some(Principal::Client(id("quiet")));
         let tenant = Some("u".parse().unwrap());
         let stamp = Stamp { at: at(7), actor, tenant, ..stamp() };
-        stamp.refused(Action::ClientCreated, "rare", "invalid_grant")
+        stamp.refused(Action::ClientCreated, "rare", "invalid_grant").in_family(FAMILY)
     }
 
     /// B05: a list with any filter examines the records that it shows, and few others.
@@ -54,6 +55,7 @@ mod mongodb {
             (Filter { actor: actor(), ..of() }, "event.actor"),
             (Filter { tenant: Some("u".parse().unwrap()), ..of() }, "event.tenant"),
             (Filter { target: Some("rare".into()), ..of() }, "event.target"),
+            (Filter { family: Some(FAMILY), ..of() }, "event.family"),
             (Filter { action: Some("client.created".into()), ..of() }, "event.action"),
             (Filter { action: Some("client.".into()), ..of() }, "event.action"),
             (Filter { outcome: Some(Outcome::Refused), ..of() }, "event.outcome"),
