@@ -30,9 +30,9 @@ pub struct Revoker {
 }
 
 impl Revoker {
-    /// Ends a token of the caller's; a refresh token takes its family along, an access token goes
-    /// alone. A token that is unknown or expired is fine as it is, and so, to the caller's eyes, is
-    /// another client's (RFC 7009 section 2.2).
+    /// Revokes a token of the caller, or for an administrator one that it governs. A refresh token
+    /// takes its family along, an access token goes alone. For a token that is unknown or expired the
+    /// answer is the same, and so it is for another client's (RFC 7009 section 2.2).
     pub async fn revoke(
         &self,
         call: &Call,
