@@ -10,8 +10,9 @@ use tokio::{
 
 use crate::{
     admin::{
-        AdminAuthenticator, AudienceLists, Audiences, AuditReader, Clients, ForgedRecords, Keys,
-        LastAdministrator, Reported, Revocations, SecretMaker, SettingRules, places,
+        AdminAuthenticator, AudienceLists, Audiences, AuditReader, Clients, ClockReset,
+        ForgedRecords, Keys, LastAdministrator, Reported, Revocations, SecretMaker, SettingRules,
+        places,
     },
     audit::Trail,
     clock::{Clock, ClockOffset},
@@ -91,6 +92,8 @@ pub struct AdminServices {
     pub audiences: Arc<Audiences>,
     /// Signing keys.
     pub keys: Arc<Keys>,
+    /// Return to the machine's clock, without a server.
+    pub clock_reset: ClockReset,
     /// Revocation of everything that a target was issued.
     pub revocations: Revocations,
     /// The audit trail.
@@ -185,7 +188,7 @@ impl Services {
             gate: gate.clone(),
             store: store.clone(),
             node_keys: node_keys.clone(),
-            sealer,
+            sealer: sealer.clone(),
             clock: clock.clone(),
             terms: terms.clone(),
         });
@@ -214,6 +217,7 @@ impl Services {
                 own_audience: terms.own_audience.clone(),
             }),
             keys: keys.clone(),
+            clock_reset: ClockReset { store: store.clone(), sealer, terms: terms.clone() },
             revocations: Revocations {
                 gate: gate.clone(),
                 store: store.clone(),

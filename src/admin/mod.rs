@@ -8,6 +8,7 @@ mod client_changes;
 pub mod client_secrets;
 pub mod client_settings;
 pub mod clients;
+mod clock_reset;
 mod first_client;
 mod forged_records;
 pub mod keys;
@@ -28,6 +29,7 @@ pub use self::{
     client_secrets::{NewSecret, SecretMaker},
     client_settings::{SettingRules, Settings},
     clients::Clients,
+    clock_reset::{ClockReset, ClockResetDone},
     forged_records::{ForgedRecords, Reported},
     keys::Keys,
     last_administrator::Conditions,

@@ -87,7 +87,8 @@ enum Command {
     Import(transfer::Import),
     /// Verify archives of the audit trail that audit.keep cut
     VerifyArchive(transfer::VerifyArchive),
-    /// Repair a store with its master key, without a server: create an administrator
+    /// Repair a store with its master key, without a server: create an administrator, reset the
+    /// clock
     Admin(offline::Command),
     /// Check a deployment and suggest fixes
     Doctor(doctor::Command),
@@ -232,6 +233,7 @@ mod tests {
             "jeton import backup.ndjson --accept-rollback",
             "jeton admin reset --data-dir /d --client-id a --secret-out f",
             "jeton admin reset --store mongodb://h/d --json",
+            "jeton admin reset-clock --data-dir /d --yes",
             "jeton doctor --config /c",
             "jeton config show --json",
             "jeton context list",

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     config::{Config, check},
     model::ClientId,
-    server,
+    server::{self, ClockReading},
 };
 
 /// `jeton admin`
@@ -32,6 +32,23 @@ enum AdminCommand {
     /// Works on the data directory of a stopped server, or on MongoDB while nodes run. Requires the
     /// master key. The audit trail records it as administrator.reset.
     Reset(Reset),
+    /// Return a store that lives in the future to the machine's clock; revokes all tokens
+    ///
+    /// A clock that was ahead once is kept, so that nothing that expired becomes valid again. This
+    /// ends every token and every secret that had expired instead. Works on the data directory of a
+    /// stopped server, or on MongoDB while no node runs. Requires the master key. The audit trail
+    /// records it as clock.reset.
+    ResetClock(ResetClock),
+}
+
+/// `jeton admin reset-clock`
+#[derive(Args, Debug)]
+struct ResetClock {
+    /// Do not ask before all tokens are revoked
+    #[arg(long)]
+    yes: bool,
+    #[command(flatten)]
+    store: StoreSettings,
 }
 
 /// `jeton admin reset`
@@ -63,6 +80,7 @@ impl Command {
     ) -> Result<(), Failure> {
         match &self.command {
             AdminCommand::Reset(reset) => reset.run(output, environment).await,
+            AdminCommand::ResetClock(reset) => reset.run(output, environment).await,
         }
     }
 }
@@ -125,5 +143,45 @@ impl Reset {
             }
             printed => printed.map_err(|failure| lost(&failure.to_string())),
         }
+    }
+}
+
+impl ResetClock {
+    async fn run(
+        &self,
+        output: Output,
+        environment: &BTreeMap<String, String>,
+    ) -> Result<(), Failure> {
+        let config = load(self.store.clone(), environment)?;
+        let agree = |ClockReading { store, machine }: ClockReading| {
+            let question = format!(
+                "the store lives at {store}, this machine's clock reads {machine}: is that right, \
+                 and revoke all tokens?"
+            );
+            let agreed = if self.yes { Ok(()) } else { output.confirm(&question) };
+            agreed.map_err(|failure| failure.to_string())
+        };
+        let (ClockReading { store, machine }, done) =
+            server::reset_clock(config, None, agree).await.map_err(|error| start_failed(&error))?;
+        let (store, machine) = (store.to_string(), machine.to_string());
+        let Some(done) = done else {
+            let text = "nothing to do: the store is not ahead of this machine's clock";
+            return if output.json {
+                output.document(&json!({ "reset": false, "store": store, "machine": machine }))
+            } else {
+                output.line(text)
+            };
+        };
+        if output.json {
+            return output.document(&json!({
+                "reset": true, "store": store, "machine": machine,
+                "tenants": done.tenants, "secrets": done.secrets, "shortened": done.shortened,
+            }));
+        }
+        output.line(&format!(
+            "reset from {store} to {machine}: all tokens of {} tenants are revoked, {} secrets that \
+             had expired are ended, {} keep what was left of them",
+            done.tenants, done.secrets, done.shortened
+        ))
     }
 }

@@ -195,6 +195,7 @@ pub struct Readings {
     pub audit_size: Reading,
     pub certificate_expiry: Reading,
     pub clock: Reading,
+    pub clock_ahead: Reading,
     pub clock_offset: Reading,
     pub connections_limit: Reading,
     pub data_directory_private: Reading,
@@ -214,7 +215,7 @@ pub struct Readings {
 }
 
 impl Readings {
-    fn list(&self) -> [(&'static str, &'static str, &Reading); 21] {
+    fn list(&self) -> [(&'static str, &'static str, &Reading); 22] {
         [
             ("audit_records", "Records of the audit trail", &self.audit_records),
             (
@@ -231,6 +232,12 @@ impl Readings {
                 "certificate_expiry_timestamp_seconds",
                 "Unix time at which the certificate of the port expires; absent without TLS",
                 &self.certificate_expiry,
+            ),
+            (
+                "clock_ahead_seconds",
+                "Time by which the clock of the service is ahead of the machine's; negative while a \
+                 step of the machine's clock is not followed",
+                &self.clock_ahead,
             ),
             (
                 "clock_timestamp_seconds",

@@ -299,8 +299,12 @@ actions! {
     EntryRefused = "audit.entry_refused",
     /// Placeholder for an unreadable record. Never recorded.
     Unreadable = "audit.unreadable",
-    /// The system clock was stepped by more than 60 s.
+    /// The system clock was stepped by more than 60 s. With the reason `not followed` the service
+    /// goes on by its own clock.
     ClockJumped = "clock.jumped",
+    /// `jeton admin reset-clock` returned the store from a time that lay ahead to the machine's clock
+    /// and revoked all tokens; the target is both times.
+    ClockReset = "clock.reset",
     /// The server started.
     ServerStarted = "server.started",
     /// An export was imported.

@@ -1,6 +1,8 @@
 //! Administration of a store without a server, for who has the master key: the way back where no
 //! client can administer the service (OPERATORS B44).
 
+use std::sync::Arc;
+
 use secrecy::{ExposeSecret, SecretString};
 use uuid::Uuid;
 
@@ -9,9 +11,11 @@ use super::{
     open::{self, Opened, Purpose},
 };
 use crate::{
+    admin::ClockResetDone,
+    clock::{Clock, JUMP, SystemClock},
     config::{self, Config},
     error::Error,
-    model::{Call, ClientId, Peer},
+    model::{Call, ClientId, Peer, Timestamp},
     store::embedded::Embedded,
 };
 
@@ -26,10 +30,58 @@ pub async fn reset_administrator(
     id: Option<ClientId>,
     show: impl FnOnce(&ClientId, &str) -> Result<(), String>,
 ) -> Result<(), StartError> {
-    let opened = open_existing(config).await?;
+    let opened = open_existing(config, None).await?;
     let made = make_administrator(&opened, id, show).await;
     opened.close().await;
     made
+}
+
+/// Times before a reset of the clock.
+#[derive(Clone, Copy, Debug)]
+pub struct ClockReading {
+    /// Time that the store lives in.
+    pub store: Timestamp,
+    /// Time of the machine.
+    pub machine: Timestamp,
+}
+
+/// Returns the configured store to the time of `clock`, by default the machine's, if it lives more than
+/// a minute ahead of it: every token is revoked. No node may run. `agree` is asked before.
+///
+/// # Errors
+///
+/// A store that cannot be opened or has not been served, a node that runs, the error of `agree`.
+pub async fn reset_clock(
+    config: Config,
+    clock: Option<Arc<dyn Clock>>,
+    agree: impl FnOnce(ClockReading) -> Result<(), String>,
+) -> Result<(ClockReading, Option<ClockResetDone>), StartError> {
+    let clock = clock.unwrap_or_else(|| Arc::new(SystemClock::starting_at(Timestamp::EPOCH)));
+    let opened = open_existing(config, Some(clock.clone())).await?;
+    let reset = return_to(&opened, clock.now(), agree).await;
+    opened.close().await;
+    reset
+}
+
+async fn return_to(
+    opened: &Opened,
+    machine: Timestamp,
+    agree: impl FnOnce(ClockReading) -> Result<(), String>,
+) -> Result<(ClockReading, Option<ClockResetDone>), StartError> {
+    let failed = |error: Error| StartError::failed("cannot reset the clock")(error.into());
+    let rule = &opened.services.admin.clock_reset;
+    let reading = ClockReading { store: rule.latest_time().await.map_err(failed)?, machine };
+    if reading.store.since(machine) <= JUMP {
+        return Ok((reading, None));
+    }
+    agree(reading).map_err(StartError::Failed)?;
+    let done = rule.run(machine, reading.store).await.map_err(|error| {
+        if let Error::Precondition(problem) = error {
+            return StartError::Failed(problem.into_owned());
+        }
+        failed(error)
+    })?;
+    Ok((reading, Some(done)))
 }
 
 async fn make_administrator(
@@ -57,7 +109,10 @@ async fn make_administrator(
 
 /// Opens a store that has been served. On a shared store under a node name of its own, so that no
 /// running node loses its name.
-async fn open_existing(config: Config) -> Result<Opened, StartError> {
+async fn open_existing(
+    config: Config,
+    clock: Option<Arc<dyn Clock>>,
+) -> Result<Opened, StartError> {
     let mut config = config;
     if config.store.is_shared() {
         let unique = Uuid::new_v4().simple().to_string();
@@ -69,8 +124,13 @@ async fn open_existing(config: Config) -> Result<Opened, StartError> {
         )));
     }
     let issuer = issuer(&config, config.listen, config.tls != config::Tls::default());
-    let (store, clock) = (None, None);
-    let options =
-        Options { config, dev: false, bootstrap: false, accept_rollback: false, store, clock };
+    let options = Options {
+        config,
+        dev: false,
+        bootstrap: false,
+        accept_rollback: false,
+        store: None,
+        clock,
+    };
     open::open(&options, &issuer, Purpose::Administer).await
 }

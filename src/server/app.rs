@@ -159,7 +159,10 @@ fn published(
     Published {
         issuer: opened.services.terms.issuer.clone(),
         alive: Arc::new(move || heartbeats.are_recent()),
-        ready: ready::unless_stale(tokens.clone(), writes),
+        ready: ready::unless_clock_wrong(
+            opened.clock.clone(),
+            ready::unless_stale(tokens.clone(), writes),
+        ),
         // Served while this node is stale too: see `standing`.
         jwks: Arc::new(move || tokens.verifying_keys().jwks().clone()),
         jwks_max_age: Duration::from_secs(config.keys.publish_ahead_seconds),

@@ -1,7 +1,14 @@
 //! Background tasks: they store counts, remove expired records, advance keys and reload
 //! certificates.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use futures_util::future::BoxFuture;
 use tokio::{
@@ -19,7 +26,7 @@ use super::{
 use crate::{
     admin::witness::Witness,
     api::listen::TlsReloader,
-    clock::{Clock, ClockOffset},
+    clock::{Clock, ClockOffset, JUMP, Step},
     crypto::chain::ChainKey,
     metrics::METRICS,
     model::{Action, Stamp, Timestamp},
@@ -58,6 +65,7 @@ pub(super) fn start(
         witness: Arc::default(),
         directory: opened.directory.clone(),
         retention: opened.retention.clone(),
+        is_clock_off: Arc::default(),
     };
     let after = |delay, period, what, task| {
         spawn_periodic([delay, period], stopping.clone(), context.clone(), what, task)
@@ -154,6 +162,7 @@ pub(super) fn start(
         }),
         every(seconds, "check for clock steps", |context| {
             Box::pin(async move {
+                watch_ahead(&context);
                 Ok(watch_clock(context.store.as_ref(), context.clock.as_ref()).await?)
             })
         }),
@@ -189,6 +198,8 @@ struct Context {
     witness: Arc<Witness>,
     directory: Option<Arc<Path>>,
     retention: Arc<Retention>,
+    /// True if the last look at the clock found it to differ from the machine's.
+    is_clock_off: Arc<AtomicBool>,
 }
 
 type Task = fn(Context) -> BoxFuture<'static, Result<(), Box<dyn std::error::Error + Send + Sync>>>;
@@ -239,6 +250,35 @@ async fn sweep(store: &dyn Store, earliest: Timestamp) -> Result<(), crate::stor
 async fn watch_clock(store: &dyn Store, clock: &dyn Clock) -> Result<(), crate::store::StoreError> {
     let now = clock.now();
     let Some(step) = clock.jump() else { return Ok(()) };
-    tracing::warn!(step_ms = step, "system clock was stepped");
-    store.append(Stamp::internal(now).done(Action::ClockJumped, format!("{step} ms"))).await
+    let Step { millis, is_followed } = step;
+    tracing::warn!(step_ms = millis, is_followed, "system clock was stepped");
+    let event = Stamp::internal(now).done(Action::ClockJumped, format!("{millis} ms"));
+    let event = if is_followed { event } else { event.because("not followed".to_owned()) };
+    store.append(event).await
+}
+
+/// Reports when the clock of the service begins to differ from the machine's, and when no longer.
+fn watch_ahead(context: &Context) {
+    let ahead_ms = context.clock.ahead();
+    METRICS.readings.clock_ahead.set(ahead_ms as f64 / 1e3);
+    let is_off = ahead_ms.unsigned_abs() > JUMP.as_millis() as u64;
+    if context.is_clock_off.swap(is_off, Relaxed) == is_off {
+        return;
+    }
+    let ahead_seconds = ahead_ms / 1_000;
+    if !is_off {
+        tracing::info!("the clock of the service agrees with the machine's again");
+    } else if ahead_ms > 0 {
+        tracing::error!(
+            ahead_seconds,
+            "the machine's clock was ahead once, so the service's still is and goes slower; if it \
+             is far ahead, stop the service and run `jeton admin reset-clock`"
+        );
+    } else {
+        tracing::error!(
+            ahead_seconds,
+            "the machine's clock was stepped far ahead, which is not followed: correct it, or \
+             restart the service if it is right"
+        );
+    }
 }

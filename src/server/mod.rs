@@ -31,7 +31,7 @@ use crate::{
     store::Store,
 };
 
-pub use self::administer::reset_administrator;
+pub use self::administer::{ClockReading, reset_administrator, reset_clock};
 pub use self::service_record::{ServiceRecord, connectable};
 pub use crate::api::listen::{connections_within, highest_limit as open_files};
 
@@ -231,8 +231,8 @@ async fn serve(
     let app = App::build(options, opened, listening.heartbeats.clone(), &stopping).await?;
     let metrics = app.serve_metrics(options, stopped(stopping.clone())).await?;
     let probes = probes::serve(config, probes, app.probes.clone(), stopped(stopping.clone()))?;
-    let readiness =
-        ready::report_readiness(opened.services.standing.tokens.clone(), app.health.clone());
+    let tokens = opened.services.standing.tokens.clone();
+    let readiness = ready::report_readiness(tokens, opened.clock.clone(), app.health.clone());
     opened
         .services
         .admin

@@ -22,7 +22,9 @@ use crate::{
     },
     limit::Limits,
     metrics::METRICS,
-    model::{Action, Audience, Invalid, Keyset, Stamp, event::Filter, keyset::KeyPolicy},
+    model::{
+        Action, Audience, Invalid, Keyset, Stamp, Timestamp, event::Filter, keyset::KeyPolicy,
+    },
     oauth::Terms,
     services::{Parts, Services},
     standing::{NodeState, Opening, SLACK},
@@ -34,6 +36,8 @@ use crate::{
 
 /// Time that a stopping server waits for changes whose caller has disconnected.
 const FINISH_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(3);
+/// Time since the last write of a store above which a start warns about the clock.
+const GAP_MAX: std::time::Duration = std::time::Duration::from_secs(30 * 86_400);
 /// Time that the clock of a machine that issued a token may be ahead.
 const CLOCK_TOLERANCE: std::time::Duration = std::time::Duration::from_secs(5);
 /// The same among nodes that share a store: a node whose clock is behind must accept the tokens of
@@ -120,6 +124,7 @@ pub(super) async fn open(
         .clock
         .clone()
         .unwrap_or_else(|| Arc::new(SystemClock::starting_at(store.newest_time())));
+    warn_of_gap(store.newest_time(), clock.now());
     if options.accept_rollback {
         accept_rollback(store.as_ref(), clock.as_ref(), rollback).await?;
     }
@@ -202,6 +207,18 @@ fn retention(config: &Config, purpose: Purpose) -> Result<Arc<Retention>, StartE
         })?;
     }
     Ok(Arc::new(Retention { keep, archive }))
+}
+
+/// Warns if the clock is far after the last write: if it is wrong, everything expires, and the store
+/// lives in the future from now on.
+fn warn_of_gap(newest: Timestamp, now: Timestamp) {
+    if newest > Timestamp::EPOCH && now.since(newest) > GAP_MAX {
+        tracing::warn!(
+            last_write = %newest, now = %now,
+            "the machine's clock is far after the last write; if it is wrong, stop the service, \
+             correct it and run `jeton admin reset-clock`"
+        );
+    }
 }
 
 /// Records that a rollback was accepted, before all other records: without it nothing is served.

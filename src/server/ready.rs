@@ -18,7 +18,7 @@ use tokio::{
 };
 use tonic_health::{ServingStatus, server::HealthReporter};
 
-use crate::{metrics::METRICS, standing::TokenState};
+use crate::{clock::Clock, metrics::METRICS, standing::TokenState};
 
 /// Time for which the result of a probe is reused.
 const RESULT_LIFETIME: Duration = Duration::from_secs(1);
@@ -27,6 +27,10 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Interval of the check for staleness of this node.
 const STALENESS_CHECK_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Difference from the machine's clock from which a node is not ready: verifiers refuse its tokens,
+/// and a balancer prefers other nodes. Calls are still answered.
+const CLOCK_WRONG: Duration = Duration::from_secs(3_600);
 
 /// Readiness that any caller may request.
 pub(super) type Ready = Arc<dyn Fn() -> BoxFuture<'static, bool> + Send + Sync>;
@@ -62,6 +66,21 @@ pub(super) fn unless_stale(tokens: Arc<TokenState>, store: Ready) -> Ready {
     Arc::new(move || {
         if tokens.ensure_fresh().is_ok() { store() } else { Box::pin(std::future::ready(false)) }
     })
+}
+
+/// Returns false while the clock of this node is wrong; else the readiness of `store`.
+pub(super) fn unless_clock_wrong(clock: Arc<dyn Clock>, store: Ready) -> Ready {
+    Arc::new(
+        move || {
+            if is_plausible(&*clock) { store() } else { Box::pin(std::future::ready(false)) }
+        },
+    )
+}
+
+/// Returns true unless the clock of the service differs from the machine's by more than
+/// [`CLOCK_WRONG`].
+fn is_plausible(clock: &dyn Clock) -> bool {
+    clock.ahead().unsigned_abs() <= CLOCK_WRONG.as_millis() as u64
 }
 
 /// Health of the whole server and, under its name, of each service: the same for all.
@@ -104,32 +123,42 @@ impl Health {
     }
 }
 
-/// Reports through gRPC health, metrics and the log when this node becomes stale and when it is
-/// current again. Runs until it is aborted.
-pub(super) fn report_readiness(tokens: Arc<TokenState>, health: Health) -> JoinHandle<()> {
+/// Reports through gRPC health, metrics and the log when this node becomes stale, or its clock wrong,
+/// and when it is ready again. Runs until it is aborted.
+pub(super) fn report_readiness(
+    tokens: Arc<TokenState>,
+    clock: Arc<dyn Clock>,
+    health: Health,
+) -> JoinHandle<()> {
     tokio::spawn(async move {
         let mut looks = interval(STALENESS_CHECK_INTERVAL);
-        let mut serving = true;
+        let (mut serving, mut was_fresh) = (true, true);
         loop {
             looks.tick().await;
             if let Some(age) = tokens.age() {
                 METRICS.readings.standing_age.set(age.as_secs_f64());
             }
             let fresh = tokens.ensure_fresh().is_ok();
-            METRICS.readings.ready.set(f64::from(u8::from(fresh)));
-            if fresh == serving {
-                continue;
+            let ready = fresh && is_plausible(&*clock);
+            METRICS.readings.ready.set(f64::from(u8::from(ready)));
+            if fresh != was_fresh {
+                was_fresh = fresh;
+                if fresh {
+                    tracing::info!("revocation data is current again");
+                } else {
+                    tracing::error!(
+                        age = ?tokens.age(),
+                        "revocation data is stale, token calls are refused"
+                    );
+                }
             }
-            serving = fresh;
-            if fresh {
-                tracing::info!("revocation data is current again");
-                health.set(ServingStatus::Serving).await;
-            } else {
-                tracing::error!(
-                    age = ?tokens.age(),
-                    "revocation data is stale, token calls are refused"
-                );
-                health.set(ServingStatus::NotServing).await;
+            if ready != serving {
+                serving = ready;
+                if ready {
+                    health.set(ServingStatus::Serving).await;
+                } else {
+                    health.set(ServingStatus::NotServing).await;
+                }
             }
         }
     })

@@ -324,6 +324,11 @@ pub trait Store:
     async fn close(&self) -> Result<()>;
     /// Returns the latest time that is durable: the clock never reads less (see `clock`).
     fn newest_time(&self) -> Timestamp;
+    /// Returns the latest time that any node of this store used.
+    async fn latest_time(&self) -> Result<Timestamp>;
+    /// Lowers the latest time of every node to `to` and appends `event`. No other node may run, and
+    /// everything that had expired must have been revoked before: its expiry is forgotten.
+    async fn reset_time(&self, to: Timestamp, event: Event) -> Result<()>;
     /// Returns the time by the clock that all nodes of this store have in common; `None` for a
     /// store of one node.
     async fn time(&self) -> Result<Option<Timestamp>>;

@@ -149,9 +149,13 @@ macro_rules! pass_verbs {
         });
     };
     (@Store $generics:tt $wrapper:ty) => {
-        $crate::pass_verbs!(@impl Store $generics $wrapper, use { model::Timestamp, store::StoreShape } {
+        $crate::pass_verbs!(@impl Store $generics $wrapper, use {
+            model::{Event, Timestamp}, store::StoreShape,
+        } {
             async fn ready() -> ();
             async fn close() -> ();
+            async fn latest_time() -> Timestamp;
+            async fn reset_time(to: Timestamp, event: Event) -> ();
             async fn time() -> Option<Timestamp>;
             async fn shape() -> Option<StoreShape>;
             fn newest_time() -> Timestamp;

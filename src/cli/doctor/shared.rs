@@ -5,7 +5,7 @@ use std::{os::unix::fs::MetadataExt, path::Path, time::Duration};
 use super::{
     super::{args, cause::deepest},
     Finding,
-    store::{audit_trail, signing_keys},
+    store::{audit_trail, service_clock, signing_keys},
 };
 use crate::{
     config::Config,
@@ -58,6 +58,7 @@ pub(super) async fn store(config: &Config, answers: bool) -> Vec<Finding> {
                 .extend(found.settings.iter().flat_map(|settings| replica_set(&found, settings)));
             findings.push(majority_write(&found));
             findings.push(clocks(found.ahead_ms));
+            findings.extend(service_clock(found.newest, args::now()));
             findings.push(schema(&found));
             findings.extend(found.defects.iter().map(index));
             findings.extend(found.keyset.as_ref().and_then(|keyset| signing_keys(config, keyset)));

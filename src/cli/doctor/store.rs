@@ -2,6 +2,7 @@
 
 use super::Finding;
 use crate::{
+    clock::JUMP,
     config::Config,
     crypto::{
         master,
@@ -14,7 +15,8 @@ use crate::{
 
 const SUBJECT: &str = "signing keys";
 
-/// Checks the keys and the audit trail in a data directory; empty if there is no store yet.
+/// Checks the keys, the time and the audit trail in a data directory; empty if there is no store
+/// yet.
 pub(super) fn embedded(config: &Config, now: Timestamp) -> Vec<Finding> {
     let Ok(store) = Embedded::read_only(&config.data_dir, None) else { return Vec::new() };
     let keyset = store.keyset().ok().flatten();
@@ -22,7 +24,8 @@ pub(super) fn embedded(config: &Config, now: Timestamp) -> Vec<Finding> {
     let free = rustix::fs::statvfs(&config.data_dir).ok();
     let free = free.map(|disk| disk.f_bavail.saturating_mul(disk.f_frsize));
     let trail = store.trail_size(now).ok().map(|size| audit_trail(config, &size, free));
-    keys.into_iter().chain(trail).collect()
+    let clock = service_clock(store.newest_time(), now);
+    keys.into_iter().chain(clock).chain(trail).collect()
 }
 
 /// Reports the size and growth of the audit trail. `free` is the space for it, if it is known.
@@ -55,6 +58,20 @@ fn bytes(bytes: u64) -> String {
         }
     }
     format!("{bytes} bytes")
+}
+
+/// Checks that a store does not live ahead of this machine's clock.
+pub(super) fn service_clock(newest: Timestamp, now: Timestamp) -> Option<Finding> {
+    let ahead = newest.since(now);
+    (ahead > JUMP).then(|| {
+        Finding::problem(
+            "service clock",
+            format!("the store lives at {newest}, {} s ahead of this machine", ahead.as_secs()),
+            "the machine's clock was ahead once. If it is right now: the service gives back an \
+             eighth of the time that passes; or stop it and run `jeton admin reset-clock`, which \
+             revokes all tokens",
+        )
+    })
 }
 
 /// Checks that the master key opens the signing keys; `None` without a master key, which another

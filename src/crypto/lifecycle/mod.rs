@@ -136,6 +136,27 @@ impl Keyset {
         Some(next.with_mac(sealer))
     }
 
+    /// Revokes every key and creates new ones, at a time that may lie before those of the keyset:
+    /// for a clock that was ahead and is right again. The new keys live by `now`.
+    pub fn replace_all(
+        &self,
+        now: Timestamp,
+        policy: &KeyPolicy,
+        sealer: &Sealer,
+        mut make: impl FnMut() -> SigningKey,
+    ) -> Self {
+        let mut next = self.next();
+        for key in &mut next.keys {
+            key.created_at = key.created_at.min(now);
+            key.state = KeyState::Revoked { remove_at: now + policy.verify_after };
+            key.sealed = String::new();
+        }
+        let state = KeyState::Active { since: now };
+        next.keys.push(SigningKey { state, created_at: now, ..make() });
+        next.keys.push(SigningKey { created_at: now, ..make() });
+        next.with_mac(sealer)
+    }
+
     /// Returns the key that signs.
     pub fn active(&self) -> Option<&SigningKey> {
         self.keys.iter().find(|key| matches!(key.state, KeyState::Active { .. }))

@@ -382,3 +382,27 @@ fn another_algorithm_signs_as_soon_as_it_may() {
     let prepared = |key: &&SigningKey| matches!(key.state, KeyState::Prepared { .. });
     assert_eq!(at_once.keys.iter().filter(prepared).count(), 1);
 }
+
+/// OPERATORS 3.2: after a clock that was ahead for a year the keys live by the right one, and none
+/// that signed meanwhile verifies.
+#[test]
+fn keys_of_a_false_time_are_replaced_at_the_right_one() {
+    let mut life = Life::new();
+    let ahead = START + HOUR * 24 * 365;
+    life.keyset = life.next(&Step::Advance, ahead).unwrap();
+    life.keyset = life.next(&Step::Rotate, ahead + HOUR).unwrap();
+    let mut made = 100;
+    let replaced = life.keyset.replace_all(START, &POLICY, &sealer(), || {
+        made += 1;
+        key(made, START)
+    });
+    replaced.check(&sealer()).unwrap();
+    assert_eq!(replaced.newest(), START);
+    for old in &life.keyset.keys {
+        let now = replaced.keys.iter().find(|key| key.kid == old.kid).unwrap();
+        assert!(matches!(now.state, KeyState::Revoked { .. }) && now.sealed.is_empty());
+    }
+    life.keyset = replaced;
+    let rotated = life.next(&Step::Advance, START + POLICY.rotate_every + POLICY.publish_ahead);
+    assert_ne!(rotated.unwrap().active().unwrap().kid, life.active(), "and it rotates in time");
+}

@@ -36,7 +36,7 @@ pub use self::{admin::export::ReadOnly, engine::error::OpenError, integrity::che
 use self::{
     audit::{keyed, trail},
     engine::{
-        batch::{Batch, ClosureJob, Job, Priority},
+        batch::{Batch, ClosureJob, EventText, Job, Priority},
         error::SqliteError,
         queue::{Queue, closed},
         readers::{self, Read},
@@ -53,7 +53,7 @@ use self::{
 };
 use crate::{
     crypto::chain::ChainKey,
-    model::{Record, Timestamp},
+    model::{Event, Record, Timestamp},
     store::{Result, Store, StoreError, StoreShape},
 };
 
@@ -283,6 +283,23 @@ impl Store for Embedded {
 
     fn newest_time(&self) -> Timestamp {
         Timestamp::from_millis(self.shared.persisted_time.load(Ordering::SeqCst))
+    }
+
+    async fn latest_time(&self) -> Result<Timestamp> {
+        let observed = self.shared.observed_time.load(Ordering::SeqCst);
+        Ok(self.newest_time().max(Timestamp::from_millis(observed)))
+    }
+
+    async fn reset_time(&self, to: Timestamp, event: Event) -> Result<()> {
+        let entry = EventText::new(event)?;
+        self.write(Priority::Normal, move |batch| {
+            batch.append(&entry)?;
+            batch.post_commit.state.newest_time = to;
+            Ok(())
+        })
+        .await?;
+        self.shared.observed_time.store(to.millis(), Ordering::SeqCst);
+        Ok(())
     }
 
     async fn time(&self) -> Result<Option<Timestamp>> {

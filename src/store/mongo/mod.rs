@@ -52,7 +52,7 @@ use self::{
 };
 use crate::{
     crypto::chain::ChainKey,
-    model::Timestamp,
+    model::{Event, Timestamp},
     store::{Result, Store, StoreShape},
 };
 
@@ -186,6 +186,14 @@ impl Store for Mongo {
 
     fn newest_time(&self) -> Timestamp {
         self.audit.newest_time()
+    }
+
+    async fn latest_time(&self) -> Result<Timestamp> {
+        Ok(self.audit.latest_time().await?)
+    }
+
+    async fn reset_time(&self, to: Timestamp, event: Event) -> Result<()> {
+        Ok(self.audit.reset_time(to, event).await?)
     }
 
     async fn time(&self) -> Result<Option<Timestamp>> {

@@ -12,6 +12,7 @@ mod audit_filters;
 mod authentication;
 mod budgets;
 mod clients;
+mod clock;
 mod ends_together;
 mod faults;
 mod foreign_records;

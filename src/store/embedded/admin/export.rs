@@ -28,6 +28,7 @@ use crate::{
 pub struct ReadOnly {
     connection: Arc<Mutex<Connection>>,
     key: Option<ChainKey>,
+    newest: Timestamp,
 }
 
 impl Embedded {
@@ -39,12 +40,17 @@ impl Embedded {
         let connection = schema::reader(&dir)?;
         connection.execute_batch("BEGIN")?;
         // The view is taken with the first read.
-        check::state(&connection, "")?;
-        Ok(ReadOnly { connection: Arc::new(Mutex::new(connection)), key })
+        let newest = check::state(&connection, "")?.newest_time;
+        Ok(ReadOnly { connection: Arc::new(Mutex::new(connection)), key, newest })
     }
 }
 
 impl ReadOnly {
+    /// Returns the latest time that is durable.
+    pub const fn newest_time(&self) -> Timestamp {
+        self.newest
+    }
+
     /// Returns the keyset, from which a server's keys are derived.
     pub fn keyset(&self) -> Result<Option<Keyset>> {
         Ok(keys::find(&self.connection.lock().unwrap_or_else(PoisonError::into_inner))?)

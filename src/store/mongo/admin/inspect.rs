@@ -59,6 +59,8 @@ pub struct Inspection {
     pub node: Option<NodeSeen>,
     /// Names of other nodes that run.
     pub other_nodes: Vec<String>,
+    /// Latest time that any node used.
+    pub newest: Timestamp,
     /// Keyset, if there is one.
     pub keyset: Option<Keyset>,
     /// Size of the audit trail; `None` before the first node registered.
@@ -166,6 +168,11 @@ async fn run_inspection(
             .filter(|node| *node != name && seen(node).is_some_and(|seen| seen.alive))
             .cloned()
             .collect(),
+        newest: after
+            .values()
+            .filter_map(|node| Fields::of("node", node).find_time("newest").ok().flatten())
+            .max()
+            .unwrap_or_default(),
         keyset: keyset(&connection).await?,
         trail: if schema.is_some() {
             Some(size::of_trail(&connection, Timestamp::from_millis(at)).await?)
@@ -235,7 +242,7 @@ fn read_settings(answer: &Document) -> Option<ReplicaSettings> {
 /// Documents of all nodes that ever registered, by name.
 async fn nodes(connection: &Connection) -> Result<BTreeMap<String, Document>, MongoError> {
     let nodes = connection.collection(NODES);
-    let wanted = doc! { "session": 1, "beat": 1, "seen_at": 1 };
+    let wanted = doc! { "session": 1, "beat": 1, "seen_at": 1, "newest": 1 };
     let read = async move {
         Ok(nodes.find(doc! {}).projection(wanted).await?.try_collect::<Vec<Document>>().await?)
     };

@@ -316,7 +316,7 @@ impl ChainWriter {
             .filter_map(|record| Fields::of("audit record", record).uuid("entry").ok())
             .collect();
         self.tip =
-            verify_tip(&self.connection, &self.key, &self.node.name, self.tip.clone()).await?;
+            verify_tip(&self.connection, &self.key, &self.node.name, self.tip.clone(), 0).await?;
         Ok(Some(there))
     }
 

@@ -13,6 +13,7 @@ use super::{
     outbox_cleaner::OutboxCleaner,
     records::{ChainTip, decoded, last_record, verify_tip},
     remote_tail::RemoteTail,
+    time_reset::reset_at,
 };
 use crate::{
     crypto::chain::ChainKey,
@@ -204,7 +205,8 @@ async fn resume_chain(
             "the audit chain {name} ends at record {last}, expected {noted} or later"
         )));
     }
-    let tip = verify_tip(connection, key, name, start).await?;
+    let reset = before.map(reset_at).transpose()?.unwrap_or(0);
+    let tip = verify_tip(connection, key, name, start, reset).await?;
     if tip.sequence > 0 {
         node.set_chain_tip(&tip);
     }

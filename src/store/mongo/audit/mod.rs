@@ -11,6 +11,7 @@ pub(super) mod recovery;
 mod remote_tail;
 pub(super) mod retention;
 pub(super) mod size;
+mod time_reset;
 mod windows;
 
 pub(super) use self::log::AuditLog;

@@ -201,7 +201,9 @@ impl Node {
         match connection.call(write).await? {
             Some(written) => {
                 let at = Fields::of("node", &written).time("seen_at")?;
-                self.cluster_time.fetch_max(at.millis(), SeqCst);
+                // Also back: by a head of a time that lies ahead the node would seem not to run for
+                // as long as the clock of MongoDB was ahead.
+                self.cluster_time.store(at.millis(), SeqCst);
             }
             None if !self.holds_name(connection).await? => return Err(MongoError::NodeNameTaken),
             None => {}

@@ -186,12 +186,13 @@ pub(crate) async fn last_record(
 }
 
 /// Verifies the records after `tip` and returns the new tip: each must link to the one before and
-/// carry a valid seal.
+/// carry a valid seal. Records up to the sequence `reset` do not count for its time.
 pub(crate) async fn verify_tip(
     connection: &Connection,
     key: &ChainKey,
     chain: &str,
     mut tip: ChainTip,
+    reset: u64,
 ) -> Result<ChainTip, MongoError> {
     let mut walk = Walk::after(tip.sequence, tip.hash);
     loop {
@@ -205,7 +206,11 @@ pub(crate) async fn verify_tip(
                     format!("record {}: the seal is invalid", record.sequence),
                 ));
             }
-            let newest_time = tip.newest_time_with(chain, &record.event);
+            let newest_time = if record.sequence <= reset {
+                tip.newest_time
+            } else {
+                tip.newest_time_with(chain, &record.event)
+            };
             tip = ChainTip { sequence: record.sequence, hash: record.hash, newest_time };
         }
         if found.is_empty() {

@@ -84,6 +84,17 @@ struct Forged {
     authentic: Vec<Document>,
 }
 
+/// Entries that a pass records.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Due {
+    /// Those that the last pass found too.
+    SeenTwice,
+    /// Those of this node's earlier processes as well.
+    OfThisNode,
+    /// All.
+    All,
+}
+
 /// Entries seen in the last pass, and documents reported.
 #[derive(Default)]
 struct Recovery {
@@ -97,7 +108,7 @@ struct Recovery {
 /// the entries of all nodes until the connection is closed.
 pub(crate) async fn start(log: &Arc<AuditLog>) -> Result<(), MongoError> {
     let mut recovery = Recovery::default();
-    recovery.run(log, true).await?;
+    recovery.run(log, Due::OfThisNode).await?;
     let log = log.clone();
     tokio::spawn(async move {
         loop {
@@ -105,7 +116,7 @@ pub(crate) async fn start(log: &Arc<AuditLog>) -> Result<(), MongoError> {
             if log.connection.is_closed() {
                 return;
             }
-            if let Err(fault) = recovery.run(&log, false).await {
+            if let Err(fault) = recovery.run(&log, Due::SeenTwice).await {
                 tracing::warn!(%fault, "cannot check for orphaned audit events");
             }
         }
@@ -113,10 +124,26 @@ pub(crate) async fn start(log: &Arc<AuditLog>) -> Result<(), MongoError> {
     Ok(())
 }
 
+/// Records what any node left behind. No other node may run: its entries in flight would be recorded
+/// twice.
+pub(super) async fn record_all(log: &AuditLog) -> Result<(), MongoError> {
+    let (mut recovery, mut left) = (Recovery::default(), HashSet::new());
+    loop {
+        recovery.run(log, Due::All).await?;
+        log.flush().await;
+        if recovery.previous.is_empty() {
+            return Ok(());
+        }
+        if recovery.previous == left {
+            return Err(MongoError::malformed("outbox", "its entries cannot be recorded"));
+        }
+        left.clone_from(&recovery.previous);
+    }
+}
+
 impl Recovery {
-    /// Runs one pass. If `is_startup`, entries of this node's earlier processes do not wait for a
-    /// second pass.
-    async fn run(&mut self, log: &AuditLog, is_startup: bool) -> Result<(), MongoError> {
+    /// Runs one pass.
+    async fn run(&mut self, log: &AuditLog, due: Due) -> Result<(), MongoError> {
         let mut found = HashSet::new();
         for collection in WITH_OUTBOX {
             let Found { orphans, forged } = self.find_orphans(log, collection).await?;
@@ -129,9 +156,13 @@ impl Recovery {
                 let (id, claim) =
                     (orphan.header.id, orphan.header.claim.as_ref().map(|claim| claim.id));
                 found.insert((id, claim));
-                let is_own = is_startup && orphan.header.node == log.node.name.as_ref();
+                let is_due = match due {
+                    Due::All => true,
+                    Due::OfThisNode => orphan.header.node == log.node.name.as_ref(),
+                    Due::SeenTwice => false,
+                };
                 // An entry in flight in this node's own chain must not be appended twice.
-                if !(is_own || self.previous.contains(&(id, claim))) || log.chain.is_in_flight(id) {
+                if !(is_due || self.previous.contains(&(id, claim))) || log.chain.is_in_flight(id) {
                     continue;
                 }
                 // An entry that cannot be recorded must not hold up the others; the next pass tries

@@ -2,6 +2,7 @@
 //! nothing that goes unnoticed but what the README says.
 
 mod cuts;
+mod false_time;
 mod indexes;
 mod kept;
 mod lists;
