@@ -13,6 +13,7 @@ use std::{
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use uuid::Uuid;
@@ -21,7 +22,7 @@ use crate::{
     config::Keep,
     crypto::chain::{ChainKey, ChainPlace, START},
     model::{Action, Stamp, Timestamp, digits::hex},
-    store::{Store, StoreError, Write, transfer::ArchiveWriter},
+    store::{Store, StoreError, Surplus, Write, transfer::ArchiveWriter},
 };
 
 /// Most records in one archive.
@@ -29,6 +30,10 @@ const PART_MAX: u64 = 100_000;
 
 /// Records that are read at once.
 const PAGE: usize = 1_000;
+
+/// Part of `audit.keep` that a gap in the trail counts at most, as a divisor. In a gap no node ran, or
+/// the clock was wrong on one side of it: a clock that is far ahead must not make young records due.
+const GAP_PART: u32 = 10;
 
 /// Records that are removed in one write: others wait for it.
 const REMOVED_AT_ONCE: usize = 200;
@@ -85,15 +90,20 @@ impl Retention {
         }
         // Left by a process that ended.
         remove_all(store, now).await?;
-        let until = match self.keep {
+        let due = match self.keep {
             Keep::Forever => None,
-            Keep::Age(age) => Some(now - age),
-            Keep::Size(bytes) => store.oldest_within(bytes).await?,
+            Keep::Age(age) => {
+                let until = aged(store, now, age).await?;
+                until.map(|until| Surplus { until, records: u64::MAX })
+            }
+            Keep::Size(bytes) => store.surplus(bytes).await?,
         };
         let (mut records, mut first_error) = (0_u64, None);
-        if let Some(until) = until {
+        if let Some(due) = due {
             for chain in store.chains().await? {
-                match self.chain(store, key, &chain, until, now).await {
+                let left = due.records.saturating_sub(records);
+                let due = Surplus { records: left, ..due };
+                match self.chain(store, key, &chain, due, now).await {
                     Ok(cut) => records = records.saturating_add(cut),
                     Err(error) => first_error = first_error.or(Some(error)),
                 }
@@ -109,18 +119,22 @@ impl Retention {
         store: &dyn Store,
         key: &ChainKey,
         chain: &Arc<str>,
-        until: Timestamp,
+        due: Surplus,
         now: Timestamp,
     ) -> Result<u64, RetentionError> {
         let wrong = |problem: String| RetentionError::Chain { chain: chain.clone(), problem };
         let mut records = 0_u64;
         loop {
+            let limit = PART_MAX.min(due.records.saturating_sub(records));
+            if limit == 0 {
+                return Ok(records);
+            }
             let mark = store.cut_mark(chain).await?;
             if mark.is_some_and(|mark| !key.check_cut(chain, &mark)) {
                 return Err(wrong("the mark of the last cut is invalid".to_owned()));
             }
             let before = mark.map_or((0, START), |mark| (mark.place.sequence, mark.place.hash));
-            let place = store.sealed_place(chain, before.0, until, PART_MAX).await?;
+            let place = store.sealed_place(chain, before.0, due.until, limit).await?;
             // Another node may have begun meanwhile.
             let Some(place) = place.filter(|place| place.sequence > before.0) else {
                 return Ok(records);
@@ -185,6 +199,25 @@ impl Retention {
         let Some(draft) = file else { return Ok(None) };
         draft.write(last).await?.finish().await?;
         Ok(Some(name))
+    }
+}
+
+/// Returns the time of the newest records that are older than `age`; `None` if the trail is not as
+/// long. The age of a record is the time that the trail covers since: a gap longer than a part of
+/// `age` counts as that part, see [`GAP_PART`].
+async fn aged(
+    store: &dyn Store,
+    now: Timestamp,
+    age: Duration,
+) -> Result<Option<Timestamp>, StoreError> {
+    let (gap, mut at, mut left) = (age / GAP_PART, now, age);
+    loop {
+        let Some(before) = store.recorded_before(at, at - gap).await? else { return Ok(None) };
+        let covered = at.since(before).min(gap);
+        if left <= covered {
+            return Ok(Some(at - left));
+        }
+        (at, left) = (before, left.saturating_sub(covered));
     }
 }
 

@@ -32,7 +32,7 @@ use tokio::sync::broadcast;
 
 pub use self::{
     changes::{Change, Follower, Snapshot},
-    retention::RetentionStore,
+    retention::{RetentionStore, Surplus},
     rotation::{Decision, LastRotation, Rotate, Rotation},
     trail_size::{GROWTH_SPAN, TrailSize},
     verbs::Wrapper,

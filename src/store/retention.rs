@@ -8,6 +8,15 @@ use crate::{
     model::{Event, Timestamp},
 };
 
+/// Part of the trail that is too much.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Surplus {
+    /// Time of its newest record.
+    pub until: Timestamp,
+    /// Number of its records: records of a false time must not take more with them.
+    pub records: u64,
+}
+
 /// Verbs that cut the audit trail: see `server::retention`, which archives before it cuts.
 ///
 /// | state of a chain | event | next | written |
@@ -34,9 +43,12 @@ pub trait RetentionStore: Send + Sync {
     /// Removes up to `limit` records below marks with a valid seal, and returns their number.
     /// Appends the event of a mark whose process ended before it did, with the time `now`.
     async fn remove_cut(&self, now: Timestamp, limit: usize) -> Result<usize>;
-    /// Returns the time up to which records must go so that the trail fits into `bytes`; `None` if
-    /// it does.
-    async fn oldest_within(&self, bytes: u64) -> Result<Option<Timestamp>>;
+    /// Returns the part that must go so that the trail fits into `bytes`; `None` if it does.
+    async fn surplus(&self, bytes: u64) -> Result<Option<Surplus>>;
+    /// Returns the time of the oldest record from `from` to before `until`, else of the newest record
+    /// before `from`; `None` if there is no record before `until`. In all chains.
+    async fn recorded_before(&self, until: Timestamp, from: Timestamp)
+    -> Result<Option<Timestamp>>;
     /// Returns a bounded part of the free space to the file system; true if there is more.
     async fn shrink(&self) -> Result<bool>;
     /// Returns true if this process may cut now: one of the nodes of a shared store.

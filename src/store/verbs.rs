@@ -115,14 +115,15 @@ macro_rules! pass_verbs {
         $crate::pass_verbs!(@impl RetentionStore $generics $wrapper, use {
             crypto::chain::{ChainPlace, CutMark},
             model::{Event, Timestamp},
-            store::Write,
+            store::{Surplus, Write},
         } {
             async fn sealed_place(
                 chain: &str, after: u64, until: Timestamp, limit: u64
             ) -> Option<ChainPlace>;
             async fn cut(chain: &str, after: u64, mark: &CutMark, event: Event) -> Write;
             async fn remove_cut(now: Timestamp, limit: usize) -> usize;
-            async fn oldest_within(bytes: u64) -> Option<Timestamp>;
+            async fn surplus(bytes: u64) -> Option<Surplus>;
+            async fn recorded_before(until: Timestamp, from: Timestamp) -> Option<Timestamp>;
             async fn shrink() -> bool;
             async fn hold_retention() -> bool;
         });

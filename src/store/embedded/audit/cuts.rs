@@ -12,7 +12,13 @@ use super::{
 use crate::{
     crypto::chain::{ChainKey, ChainPlace, CutMark},
     model::Timestamp,
-    store::embedded::engine::{batch::from_sql, error::SqliteError},
+    store::{
+        Surplus,
+        embedded::engine::{
+            batch::{from_sql, to_sql},
+            error::SqliteError,
+        },
+    },
 };
 
 /// Interval of sealed places in a chain. The writer seals them as it appends: it knows the hash
@@ -87,15 +93,17 @@ pub(crate) fn sealed(
     )))
 }
 
-/// Returns the time of the sealed place before which `records` records lie, in all chains.
-pub(crate) fn time_after(
+/// Returns the oldest `records` records, rounded up to sealed places, in all chains.
+pub(crate) fn oldest(
     connection: &Connection,
     records: u64,
-) -> Result<Option<Timestamp>, SqliteError> {
-    let places = i64::try_from(records.div_ceil(SEALED_EVERY)).unwrap_or(i64::MAX);
+) -> Result<Option<Surplus>, SqliteError> {
+    let places = records.div_ceil(SEALED_EVERY);
     let sql = "SELECT max(at) FROM (SELECT at FROM audit_seals ORDER BY at LIMIT ?1)";
-    let at: Option<i64> = connection.prepare_cached(sql)?.query_row([places], |row| row.get(0))?;
-    Ok(at.map(Timestamp::from_millis))
+    let at: Option<i64> =
+        connection.prepare_cached(sql)?.query_row([to_sql(places)], |row| row.get(0))?;
+    let records = places.saturating_mul(SEALED_EVERY);
+    Ok(at.map(|at| Surplus { until: Timestamp::from_millis(at), records }))
 }
 
 /// Visits up to `limit` rows that a cut left below the mark of a chain, with their keys.

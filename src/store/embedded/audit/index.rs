@@ -119,16 +119,24 @@ pub(crate) fn kinds_of(filter: &Filter) -> Option<Vec<i64>> {
     if filter.action.is_none() && filter.outcome.is_none() {
         return None;
     }
-    let mut kinds: Vec<i64> = [Outcome::Ok, Outcome::Refused]
-        .into_iter()
-        .filter(|outcome| filter.outcome.is_none_or(|wanted| wanted == *outcome))
-        .flat_map(|outcome| Action::ALL.iter().map(move |action| (*action, outcome)))
+    let mut kinds: Vec<i64> = events()
+        .filter(|(_, outcome)| filter.outcome.is_none_or(|wanted| wanted == *outcome))
         .filter(|(action, _)| filter.admits_action(*action))
         .map(|(action, outcome)| kind_of(action.as_str(), outcome.as_str()))
         .collect();
     kinds.sort_unstable();
     kinds.dedup();
     Some(kinds)
+}
+
+/// All kinds.
+pub(crate) fn kinds() -> impl Iterator<Item = i64> {
+    events().map(|(action, outcome)| kind_of(action.as_str(), outcome.as_str()))
+}
+
+fn events() -> impl Iterator<Item = (Action, Outcome)> {
+    let of = |outcome| Action::ALL.iter().map(move |action| (*action, outcome));
+    [Outcome::Ok, Outcome::Refused].into_iter().flat_map(of)
 }
 
 #[cfg(test)]

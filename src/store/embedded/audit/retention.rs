@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use rusqlite::Connection;
+use rusqlite::{Connection, OptionalExtension as _};
 
-use super::{chains, cuts, keyed, names, places, size};
+use super::{chains, cuts, index, keyed, names, places, size};
 use crate::{
     crypto::chain::{ChainPlace, CutMark},
     model::{Event, Timestamp},
     store::{
-        Result, RetentionStore, Write,
+        Result, RetentionStore, Surplus, Write,
         embedded::{
             Embedded,
             engine::{
@@ -59,13 +59,34 @@ impl RetentionStore for Embedded {
         self.write(Priority::Normal, move |batch| batch.remove_cut(limit)).await
     }
 
-    async fn oldest_within(&self, bytes: u64) -> Result<Option<Timestamp>> {
+    async fn surplus(&self, bytes: u64) -> Result<Option<Surplus>> {
         self.read(move |connection| {
             let size = size::of_trail(connection, Timestamp::EPOCH)?;
             match size.bytes().saturating_sub(bytes) {
                 0 => Ok(None),
-                surplus => cuts::time_after(connection, surplus.div_ceil(size.record_bytes.max(1))),
+                surplus => cuts::oldest(connection, surplus.div_ceil(size.record_bytes.max(1))),
             }
+        })
+        .await
+    }
+
+    async fn recorded_before(
+        &self,
+        until: Timestamp,
+        from: Timestamp,
+    ) -> Result<Option<Timestamp>> {
+        self.read(move |connection| {
+            let (until, from) = (until.millis(), from.millis());
+            let from_on = "SELECT at FROM audit WHERE kind = ?1 AND at >= ?2 AND at < ?3
+                           ORDER BY at LIMIT 1";
+            let oldest = at_of_kinds(connection, from_on, from, until)?.into_iter().min();
+            let before = "SELECT at FROM audit WHERE kind = ?1 AND at >= ?2 AND at < ?3
+                          ORDER BY at DESC LIMIT 1";
+            let at = match oldest {
+                Some(oldest) => Some(oldest),
+                None => at_of_kinds(connection, before, i64::MIN, from)?.into_iter().max(),
+            };
+            Ok(at.map(Timestamp::from_millis))
         })
         .await
     }
@@ -102,6 +123,21 @@ impl Embedded {
         })
         .await
     }
+}
+
+/// Returns the time that a query finds, of each kind of records.
+fn at_of_kinds(
+    connection: &Connection,
+    sql: &str,
+    from: i64,
+    until: i64,
+) -> Result<Vec<i64>, SqliteError> {
+    let (mut statement, mut found) = (connection.prepare_cached(sql)?, Vec::new());
+    for kind in index::kinds() {
+        let at = statement.query_row((kind, from, until), |row| row.get::<_, i64>(0)).optional()?;
+        found.extend(at);
+    }
+    Ok(found)
 }
 
 /// Returns the greatest sequence at which a chain may be cut: its last record stays, and so do

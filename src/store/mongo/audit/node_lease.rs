@@ -45,6 +45,8 @@ use crate::{
 
 /// Interval between two heartbeats.
 pub(crate) const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(500);
+/// Field of a node's document: MongoDB's time of its first registration.
+pub(super) const BORN_FIELD: &str = "born_at";
 /// Heartbeats remembered until the change stream shows them.
 const PENDING_HEARTBEATS_MAX: usize = 256;
 
@@ -91,7 +93,10 @@ impl Node {
         let session = Uuid::new_v4();
         let (nodes, id) = (connection.collection(NODES), name.to_owned());
         let register = async move {
-            let set = doc! { "$set": { "session": uuid(session), "beat": 0_i64 } };
+            let set = doc! {
+                "$set": { "session": uuid(session), "beat": 0_i64 },
+                "$setOnInsert": { BORN_FIELD: date(cluster_time) },
+            };
             let before = nodes.find_one_and_update(doc! { "_id": id }, set).upsert(true);
             Ok(before.return_document(ReturnDocument::Before).await?)
         };

@@ -203,7 +203,7 @@ impl AuditLog {
         Ok(self.node_of(chain).await?.and_then(|node| decode_head(&node).ok().flatten()))
     }
 
-    async fn node_of(&self, chain: &str) -> Result<Option<Document>, MongoError> {
+    pub(super) async fn node_of(&self, chain: &str) -> Result<Option<Document>, MongoError> {
         let (nodes, id) = (self.connection.collection(NODES), chain.to_owned());
         self.connection.call(async move { Ok(nodes.find_one(doc! { "_id": id }).await?) }).await
     }

@@ -21,12 +21,13 @@ use super::{
     AuditLog,
     records::{PAGE_RECORDS, decoded, last_record, read_records, record_id, sealed},
     size,
+    time_reset::TimeBounds,
 };
 use crate::{
     crypto::chain::{ChainPlace, CutMark},
     model::{Action, Event, Stamp, Timestamp, digits::hex},
     store::{
-        AuditStore as _, Result, RetentionStore, StoreError, Write, Writer,
+        AuditStore as _, Result, RetentionStore, StoreError, Surplus, Write, Writer,
         mongo::driver::{
             codec::{Fields, bytes, count, uuid},
             connection::Connection,
@@ -67,12 +68,15 @@ impl RetentionStore for AuditLog {
             Writer::NotRunning => 1,
         };
         let last = last.min(after.saturating_add(limit));
+        let node = self.node_of(chain).await?;
+        let bounds = node.as_ref().map(TimeBounds::of).transpose()?.unwrap_or_default();
         // The newest record that is old enough, by halves.
         let (mut low, mut high) = (after.div_euclid(every), last.div_euclid(every));
         while low < high {
             let middle = low.midpoint(high).saturating_add(1).min(high);
-            match self.time_of(chain, middle.saturating_mul(every)).await? {
-                Some(at) if at <= until => low = middle,
+            let sequence = middle.saturating_mul(every);
+            match self.time_of(chain, sequence).await? {
+                Some(at) if bounds.judged(sequence, at) <= until => low = middle,
                 Some(_) | None => high = middle.saturating_sub(1),
             }
         }
@@ -87,7 +91,7 @@ impl RetentionStore for AuditLog {
             let problem = format!("record {sequence}: the seal is invalid");
             return Err(MongoError::malformed("audit chain", problem).into());
         }
-        let at = decoded(document)?.event.at;
+        let at = bounds.judged(sequence, decoded(document)?.event.at);
         Ok((at <= until).then_some(ChainPlace { sequence, hash: head.hash, at }))
     }
 
@@ -133,8 +137,16 @@ impl RetentionStore for AuditLog {
         Ok(removed)
     }
 
-    async fn oldest_within(&self, bytes: u64) -> Result<Option<Timestamp>> {
-        Ok(size::oldest_within(&self.connection, bytes).await?)
+    async fn surplus(&self, bytes: u64) -> Result<Option<Surplus>> {
+        Ok(size::surplus(&self.connection, bytes).await?)
+    }
+
+    async fn recorded_before(
+        &self,
+        until: Timestamp,
+        from: Timestamp,
+    ) -> Result<Option<Timestamp>> {
+        Ok(size::recorded_before(&self.connection, until, from).await?)
     }
 
     async fn shrink(&self) -> Result<bool> {

@@ -6,7 +6,7 @@ use mongodb::bson::{Document, doc};
 use crate::{
     model::Timestamp,
     store::{
-        GROWTH_SPAN, TrailSize,
+        GROWTH_SPAN, Surplus, TrailSize,
         mongo::driver::{connection::Connection, error::MongoError, schema::AUDIT_LOGS},
     },
 };
@@ -46,13 +46,13 @@ pub(crate) async fn of_trail(
     Ok(TrailSize { records, record_bytes, recent, recent_ms })
 }
 
-/// Returns the time up to which records must go so that the trail fits into `bytes`, as it is before
-/// compression; `None` if it does. The files of the database are not measured: they keep their size
-/// after a removal.
-pub(crate) async fn oldest_within(
+/// Returns the part that must go so that the trail fits into `bytes`, as it is before compression;
+/// `None` if it does. The files of the database are not measured: they keep their size after a
+/// removal.
+pub(crate) async fn surplus(
     connection: &Connection,
     bytes: u64,
-) -> Result<Option<Timestamp>, MongoError> {
+) -> Result<Option<Surplus>, MongoError> {
     let database = connection.database().clone();
     let stats = connection
         .call(async move { Ok(database.run_command(doc! { "collStats": AUDIT_LOGS }).await?) })
@@ -64,7 +64,25 @@ pub(crate) async fn oldest_within(
     }
     let skip = surplus.div_ceil(record).saturating_sub(1).min(SKIPPED_MAX);
     let all = doc! { "event.at": { "$gte": i64::MIN } };
-    time_of(connection, all, doc! { "event.at": 1, "_id": 1 }, skip).await
+    let until = time_of(connection, all, doc! { "event.at": 1, "_id": 1 }, skip).await?;
+    Ok(until.map(|until| Surplus { until, records: skip.saturating_add(1) }))
+}
+
+/// Returns the time of the oldest record from `from` to before `until`, else of the newest before
+/// `from`.
+pub(crate) async fn recorded_before(
+    connection: &Connection,
+    until: Timestamp,
+    from: Timestamp,
+) -> Result<Option<Timestamp>, MongoError> {
+    let (until, from) = (until.millis(), from.millis());
+    let after = doc! { "event.at": { "$gte": from, "$lt": until } };
+    let oldest = time_of(connection, after, doc! { "event.at": 1, "_id": 1 }, 0).await?;
+    if oldest.is_some() {
+        return Ok(oldest);
+    }
+    let before = doc! { "event.at": { "$gte": i64::MIN, "$lt": from } };
+    time_of(connection, before, doc! { "event.at": -1, "_id": -1 }, 0).await
 }
 
 /// Returns a number of new records, and the time since when they were written; `None`: there are

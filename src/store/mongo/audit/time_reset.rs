@@ -12,7 +12,7 @@ use mongodb::bson::{Document, doc};
 
 use super::{
     AuditLog,
-    node_lease::decode_head,
+    node_lease::{BORN_FIELD, decode_head},
     records::{ChainTip, last_record, shown, verify_tip},
     recovery,
 };
@@ -28,6 +28,8 @@ use crate::{
 
 /// Field of a node's document: sequence of the last record before a reset of its time.
 pub(super) const RESET_FIELD: &str = "reset_at";
+/// Field of a node's document: time to which it was reset.
+const RESET_TO_FIELD: &str = "reset_to";
 
 impl AuditLog {
     /// Returns the latest time that any node used.
@@ -63,20 +65,52 @@ impl AuditLog {
         recovery::record_all(self).await?;
         self.append_event(event).await?;
         for node in nodes(&self.connection).await? {
-            let name = Fields::of("node", &node).text("_id")?.to_owned();
+            let fields = Fields::of("node", &node);
+            let name = fields.text("_id")?.to_owned();
+            let is_born_ahead = fields.find_time(BORN_FIELD)?.is_some_and(|born| born > to);
             let last = last_record(&self.connection, &name).await?;
             let sequence = last.as_ref().and_then(shown).map_or(0, |record| record.sequence);
             let nodes = self.connection.collection(NODES);
-            let update = doc! {
-                "$min": { "newest": date(to) },
-                "$set": { RESET_FIELD: count(sequence) },
-            };
+            let mut set = doc! { RESET_FIELD: count(sequence), RESET_TO_FIELD: date(to) };
+            if is_born_ahead {
+                set.insert(BORN_FIELD, date(to));
+            }
+            let update = doc! { "$min": { "newest": date(to) }, "$set": set };
             let write = async move { Ok(nodes.update_one(doc! { "_id": name }, update).await?) };
             self.connection.call(write).await?;
         }
         self.node.persisted_time.store(to.millis(), SeqCst);
         self.node.observed_time.store(to.millis(), SeqCst);
         Ok(())
+    }
+}
+
+/// Bounds of the true times of a chain's records. Those of a node whose clock was wrong lie outside.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct TimeBounds {
+    /// MongoDB's time when the node first registered: none of its records is older.
+    born: Timestamp,
+    /// Last record before a reset, and its time: no record up to it is newer.
+    reset: Option<(u64, Timestamp)>,
+}
+
+impl TimeBounds {
+    /// Bounds of the chain of a node.
+    pub(super) fn of(node: &Document) -> Result<Self, MongoError> {
+        let fields = Fields::of("node", node);
+        let born = fields.find_time(BORN_FIELD)?.unwrap_or(Timestamp::EPOCH);
+        let to = fields.find_time(RESET_TO_FIELD)?;
+        let sequence = reset_at(node)?;
+        Ok(Self { born, reset: to.map(|to| (sequence, to)) })
+    }
+
+    /// Time by which a record is judged.
+    pub(super) fn judged(&self, sequence: u64, at: Timestamp) -> Timestamp {
+        let at = match self.reset {
+            Some((last, to)) if sequence <= last => at.min(to),
+            Some(_) | None => at,
+        };
+        at.max(self.born)
     }
 }
 
