@@ -316,7 +316,14 @@ impl Clients {
             let _changing = if guard.is_lost(&before, after, call.now) {
                 let changing = guard.changes.lock().await;
                 if !conditions.allow_no_administrator {
-                    guard.must_remain(self.store.as_ref(), &before, after, call.now).await?;
+                    let (store, gate) = (self.store.as_ref(), &self.audiences.gate);
+                    let remaining = guard.must_remain(store, &before, after, call.now).await?;
+                    if let Some(remaining) = remaining {
+                        let stamp = admin.stamp_in(call, &remaining.tenant);
+                        if !guard.claim(store, gate, admin, remaining, &stamp).await? {
+                            continue;
+                        }
+                    }
                 }
                 Some(changing)
             } else {

@@ -3,11 +3,12 @@
 
 use tokio::sync::Mutex;
 
+use super::{AdminAuthenticator, Administrator};
 use crate::{
     error::{Error, Result},
-    model::{Audience, Client, TenantId, Timestamp},
+    model::{Action, Audience, Client, Stamp, TenantId, Timestamp},
     oauth::ADMIN,
-    store::{ClientStore, Listed},
+    store::{ClientStore, Listed, ProvenWrite, Spent, Store},
 };
 
 /// Clients that are read at a time when another administrator is looked for.
@@ -29,8 +30,17 @@ impl Conditions {
     }
 }
 
-/// Guard of the last administrator. One node makes such changes one after the other; two nodes that
-/// each strip another administrator in the same milliseconds are not kept from it.
+/// Guard of the last administrator. One node makes such changes one after the other. Two nodes that
+/// each strip the administrator that the other one counts on, in the same milliseconds:
+///
+/// | step of a change of A | outcome where the other node changes B meanwhile |
+/// |--|--|
+/// | 1. read A, find an administrator B that remains | B is still one |
+/// | 2. write B again as it was found ([`Self::claim`]), if nodes share the store | B was changed: stale, begins anew at 1 |
+/// | 3. write A as it was read in 1 | step 2 of the other node wrote A: stale, begins anew at 1 |
+///
+/// Each change writes both records on condition of what it read, so of two such changes one at most
+/// goes through.
 pub(crate) struct LastAdministrator {
     /// Audience of this service: a client whose tokens are for others only cannot administer.
     pub(crate) own_audience: Audience,
@@ -52,7 +62,7 @@ impl LastAdministrator {
     }
 
     /// Demands that a client can administer the service after `before` was changed to `after`, or
-    /// deleted (`None`).
+    /// deleted (`None`), and returns it; `None` if `before` goes on to.
     ///
     /// # Errors
     ///
@@ -63,24 +73,25 @@ impl LastAdministrator {
         before: &Client,
         after: Option<&Client>,
         now: Timestamp,
-    ) -> Result<()> {
+    ) -> Result<Option<Client>> {
         if !self.is_lost(before, after, now) {
-            return Ok(());
+            return Ok(None);
         }
         let (operator, mut last) = (TenantId::operator(), None);
         loop {
             let page = store.clients(Some(&operator), last.as_ref(), PAGE).await?;
-            let another = page.iter().any(|listed| match listed {
+            let (read, end) = (page.len(), page.last().map(|listed| listed.id().clone()));
+            let another = page.into_iter().find_map(|listed| match listed {
                 Listed::Client(client) => {
-                    client.id != before.id && self.can_administer(client, now)
+                    (client.id != before.id && self.can_administer(&client, now)).then_some(*client)
                 }
-                Listed::NotAuthentic(_) => false,
+                Listed::NotAuthentic(_) => None,
             });
-            if another {
-                return Ok(());
+            if another.is_some() {
+                return Ok(another);
             }
-            last = page.last().map(|listed| listed.id().clone());
-            if page.len() < PAGE {
+            last = end;
+            if read < PAGE {
                 break;
             }
         }
@@ -89,6 +100,27 @@ impl LastAdministrator {
              the tenant \"default\" has jeton:admin, the grant client_credentials and a secret \
              that does not expire; set allow_no_administrator if this is meant",
         ))
+    }
+
+    /// Writes a remaining administrator again as it was found, if nodes share the store; false if it
+    /// was changed meanwhile.
+    pub(super) async fn claim(
+        &self,
+        store: &dyn Store,
+        gate: &AdminAuthenticator,
+        admin: &Administrator,
+        remaining: Client,
+        stamp: &Stamp,
+    ) -> Result<bool> {
+        if store.time().await?.is_none() {
+            return Ok(true);
+        }
+        let event = stamp
+            .done(Action::ClientUpdated, remaining.id.as_str())
+            .because("remaining administrator".to_owned());
+        let client = Client { revision: remaining.revision + 1, ..remaining };
+        let write = ProvenWrite::ReplaceClient { client: Box::new(client), events: vec![event] };
+        Ok(gate.write(admin, write).await? == Spent::Done)
     }
 
     /// Returns true if the change takes away an administrator.

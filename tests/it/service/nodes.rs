@@ -8,7 +8,10 @@ use jeton::{
     config::{Config, Rate},
     crypto::{chain::ChainKey, master, seal::Sealer},
     model::PlanName,
-    proto::admin::{AddSecretRequest, Client, EventFilter, RetireSecretRequest, TailEventsRequest},
+    proto::admin::{
+        AddSecretRequest, Client, DisableClientRequest, EventFilter, RetireSecretRequest,
+        TailEventsRequest,
+    },
     store::Store,
 };
 use tokio::time::Instant;
@@ -16,7 +19,8 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
 use crate::support::{
-    database::answered,
+    database::{self, answered},
+    faulty::{FaultyStore, Side},
     server::{
         Caller, RATE_WINDOW, TestServer, bearer, decoded, kid_of, reason, refreshing, unlimited,
     },
@@ -488,6 +492,39 @@ mod mongodb {
                 verdict.chains.iter().all(|chain| chain.problem.is_empty() && chain.checked > 15),
                 "{verdict:?}"
             );
+        }
+    }
+
+    /// B44: two nodes that each strip the administrator that the other one counts on. The second one has
+    /// found the first's, or has written it again, when that goes.
+    #[tokio::test]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
+    async fn two_nodes_do_not_take_the_last_two_administrators() {
+        for verb in ["clients", "spend"] {
+            let one = TestServer::start_shared(unlimited).await;
+            let master = master::load_or_make(&one.data_dir().join("master.key"), false).unwrap();
+            let key = ChainKey::new(Sealer::new(*master).derive("audit head"));
+            let store = database::node(one.home.uri().unwrap(), "node-2", key).await;
+            let faulty = Arc::new(FaultyStore::new(Arc::new(store)));
+            let two = one.join("node-2", unlimited, Some(faulty.clone())).await;
+            let scopes = vec!["jeton:admin".to_owned()];
+            let second = one.register(Client { scopes, ..Client::default() }).await;
+            let disabling = async |node: &TestServer, caller: &Caller| {
+                let token = node.token(caller, &["jeton:admin"]).await.unwrap().access_token;
+                let client_id = caller.id.clone();
+                bearer(DisableClientRequest { client_id, ..Default::default() }, &token)
+            };
+            let held = disabling(&two, &one.admin).await;
+            let found = faulty.hold(verb, Side::After);
+            let mut far = two.clients();
+            let held = tokio::spawn(async move { far.disable_client(held).await });
+            found.arrived().await;
+            let goes = disabling(&one, &second).await;
+            one.clients().disable_client(goes).await.unwrap();
+            found.release();
+            let refused = held.await.unwrap().unwrap_err();
+            assert_eq!(reason(&refused), "FAILED_PRECONDITION", "{verb} {refused:?}");
+            assert!(one.is_admitted(&one.admin).await, "{verb}");
         }
     }
 }
