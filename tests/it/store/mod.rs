@@ -11,6 +11,7 @@ mod directory;
 mod fixtures;
 mod forged;
 mod full;
+mod master_keys;
 mod migrate;
 mod model;
 mod old_copies;

@@ -39,7 +39,7 @@ use crate::{
         codec::{Fields, bytes, count, date, uuid},
         connection::Connection,
         error::MongoError,
-        schema::NODES,
+        schema::{META, NODES},
     },
 };
 
@@ -47,6 +47,9 @@ use crate::{
 pub(crate) const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(500);
 /// Field of a node's document: MongoDB's time of its first registration.
 pub(super) const BORN_FIELD: &str = "born_at";
+/// Id of the document in `meta` with the key of the first start, and the text under its MAC.
+const FIRST_KEY: &str = "key";
+const FIRST_KEY_NOTE: &[u8] = b"the key of this database";
 /// Heartbeats remembered until the change stream shows them.
 const PENDING_HEARTBEATS_MAX: usize = 256;
 
@@ -259,8 +262,9 @@ pub(crate) async fn stored_head(
     Ok(found.as_ref().map(decode_head).transpose()?.flatten())
 }
 
-/// Returns true if any chain of the database was sealed with `key`, or none was sealed yet. One
-/// head is enough: a forged one must not keep every node from starting.
+/// Returns true if any chain of the database was sealed with `key`. One head is enough: a forged one
+/// must not keep every node from starting. Before the first head it is the key of the node that
+/// started first.
 pub(crate) async fn is_cluster_key(
     connection: &Connection,
     key: &ChainKey,
@@ -272,7 +276,30 @@ pub(crate) async fn is_cluster_key(
         .iter()
         .filter_map(|document| decode_sealed_head(document).ok().flatten())
         .collect();
-    Ok(heads.is_empty() || heads.iter().any(|head| key.check(head)))
+    if heads.is_empty() {
+        return is_first_key(connection, key).await;
+    }
+    Ok(heads.iter().any(|head| key.check(head)))
+}
+
+/// Notes `key` for a database without a sealed head, unless a key is noted; returns true if it is
+/// this one. Of two nodes that start at the same moment under different keys one is refused before it
+/// has sealed anything, or taken entries of the other for forged ones.
+async fn is_first_key(connection: &Connection, key: &ChainKey) -> Result<bool, MongoError> {
+    let note = bytes(&key.mac_note(FIRST_KEY_NOTE));
+    for _ in 0..2 {
+        let (meta, set) = (connection.collection(META), doc! { "$setOnInsert": { "mac": &note } });
+        let write = async move {
+            let noted = meta.find_one_and_update(doc! { "_id": FIRST_KEY }, set).upsert(true);
+            Ok(noted.return_document(ReturnDocument::After).await?)
+        };
+        match connection.call(write).await {
+            // Another node wrote it at the same moment.
+            Err(fault) if fault.is_duplicate() => {}
+            noted => return Ok(noted?.and_then(|noted| noted.get("mac").cloned()) == Some(note)),
+        }
+    }
+    Ok(false)
 }
 
 /// Fields of a sealed head.
