@@ -47,7 +47,7 @@ const SHARED_CLOCK_TOLERANCE: std::time::Duration = std::time::Duration::from_se
 /// Purpose that a store is opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
-    /// Serving: the first keyset of an empty store is created.
+    /// Serving: the first keyset of an empty store is created if that is asked for.
     Serve,
     /// Work on a store that has been served: an empty one is refused.
     Administer,
@@ -112,6 +112,9 @@ pub(super) async fn open(
     let config = &options.config;
     let data_dir = config.data_dir.clone();
     let retention = retention(config, purpose)?;
+    if purpose == Purpose::Serve && !creates(options) {
+        stores::must_exist(config)?;
+    }
     let sealer = Arc::new(Sealer::new(master_key(config, options.dev)?));
     let chain = Arc::new(ChainKey::new(sealer.derive("audit head")));
     let accept = Accept { rollback: options.accept_rollback, open_directory: options.dev };
@@ -138,7 +141,22 @@ pub(super) async fn open(
     }
 
     let terms = terms(config, issuer)?;
-    let keyset = keyset(store.as_ref(), &sealer, &terms, clock.as_ref(), purpose).await?;
+    let first = match (purpose, creates(options)) {
+        (Purpose::Serve, true) => First::Create,
+        (Purpose::Serve, false) => First::Await,
+        (Purpose::Administer, _) => First::Refuse,
+    };
+    let keyset = match keyset(store.as_ref(), &sealer, &terms, clock.as_ref(), first).await {
+        Ok(keyset) => keyset,
+        Err(StartError::Transient { reason, detail }) => {
+            // The next attempt opens it again.
+            if let Err(error) = store.close().await {
+                tracing::debug!(%error, "cannot close the store");
+            }
+            return Err(StartError::Transient { reason, detail });
+        }
+        Err(error) => return Err(error),
+    };
     let tolerance = if config.store.is_shared() { SHARED_CLOCK_TOLERANCE } else { CLOCK_TOLERANCE };
     let claim_limits =
         ClaimLimits { max_lifetime: terms.token.access_lifetime_max(), skew: tolerance };
@@ -194,6 +212,12 @@ pub(super) async fn open(
         directory,
         retention,
     })
+}
+
+/// Returns true if a start creates the first keyset of an empty store. Another one serves no client
+/// there: the address is wrong, or a mount is late.
+const fn creates(options: &Options) -> bool {
+    options.dev || options.bootstrap || options.store.is_some()
 }
 
 /// Reads the bound of the audit trail, and prepares the directory of its archive for a server.
@@ -303,6 +327,17 @@ fn terms(config: &Config, issuer: &str) -> Result<Terms, StartError> {
     })
 }
 
+/// Treatment of a store without a keyset and without records.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum First {
+    /// The first keyset is created.
+    Create,
+    /// A later attempt may find one.
+    Await,
+    /// Refused.
+    Refuse,
+}
+
 /// Reads the keyset, or creates the first one; if another process creates one meanwhile, that is
 /// used. A store with other records had keys once: it is not served without them, so that a
 /// deletion cannot replace the signing keys. New keys would not help either: the generated secrets
@@ -312,14 +347,19 @@ async fn keyset(
     sealer: &Sealer,
     terms: &Terms,
     clock: &dyn Clock,
-    purpose: Purpose,
+    first: First,
 ) -> Result<Keyset, StartError> {
     if let Some(keyset) = store.keyset().await.map_err(stores::failed)? {
         return Ok(keyset);
     }
     if !has_records(store).await.map_err(stores::failed)? {
-        if purpose == Purpose::Administer {
-            return Err(StartError::Configuration(STORE_IS_EMPTY.to_owned()));
+        let problem = STORE_IS_EMPTY.to_owned();
+        match first {
+            First::Create => {}
+            First::Await => {
+                return Err(StartError::Transient { reason: stores::EMPTY, detail: problem });
+            }
+            First::Refuse => return Err(StartError::Configuration(problem)),
         }
         let (first, event) = keys::first(sealer, terms, clock.now());
         store.replace_keyset(&first, event).await.map_err(stores::failed)?;

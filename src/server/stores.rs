@@ -51,6 +51,12 @@ fn refused_embedded(error: &embedded::OpenError) -> StartError {
         embedded::OpenError::Held { .. } => {
             StartError::Transient { reason: "the data directory is in use", detail }
         }
+        embedded::OpenError::Io { source, .. }
+            if source.kind() == std::io::ErrorKind::ReadOnlyFilesystem =>
+        {
+            let detail = format!("{detail}; nothing was changed");
+            StartError::Transient { reason: "the data directory is read-only", detail }
+        }
         embedded::OpenError::Io { .. } => {
             StartError::Transient { reason: "the data directory cannot be opened", detail }
         }
@@ -71,6 +77,23 @@ pub(super) fn failed(error: StoreError) -> StartError {
     } else {
         StartError::failed("store")(error.into())
     }
+}
+
+/// Reason of a start on a store that holds nothing.
+pub(super) const EMPTY: &str = "the store is empty";
+
+/// Refuses a data directory without a store, before anything is created in it: what is created before
+/// a mount arrives is hidden by it.
+pub(super) fn must_exist(config: &Config) -> Result<(), StartError> {
+    if config.store.is_shared() || Embedded::is_in(&config.data_dir) {
+        return Ok(());
+    }
+    let detail = format!(
+        "{} holds no store: if it is a mount that comes late this passes, else check data_dir, or \
+         create a store with `jeton serve --bootstrap`",
+        config.data_dir.display()
+    );
+    Err(StartError::Transient { reason: EMPTY, detail })
 }
 
 const UNREACHABLE: &str = "the store cannot be reached";

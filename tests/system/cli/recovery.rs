@@ -1,6 +1,11 @@
 //! OPERATORS B44: a way back where no client can administer the service, with the master key.
 
-use std::{fs, os::unix::fs::PermissionsExt};
+use std::{
+    collections::BTreeSet,
+    fs,
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    process::Command,
+};
 
 use serde_json::Value;
 
@@ -127,6 +132,53 @@ fn a_reset_that_cannot_work_says_why() {
     )
     .unwrap();
     refused("damaged", 64);
+}
+
+/// A reset on a read-only disk says so and leaves nothing behind, no file for the secret either.
+#[test]
+fn a_reset_on_a_read_only_disk_changes_nothing() {
+    let house = House::new();
+    house.serve_with(SERVE).stop();
+    let content = || {
+        let files = fs::read_dir(house.data()).unwrap().map(|file| file.unwrap().path());
+        files.map(|path| (fs::read(&path).unwrap(), path)).collect::<BTreeSet<_>>()
+    };
+    let (before, secret) = (content(), house.path("secret-out"));
+    let run = house.command(&["admin", "reset", "--secret-out", secret.to_str().unwrap()]);
+    let is_root = fs::metadata("/proc/self").unwrap().uid() == 0;
+    let script = r#"mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && exec "$@""#;
+    let mut command = Command::new("unshare");
+    command.arg(if is_root { "-m" } else { "-rm" }).args(["sh", "-c", script]).arg(house.data());
+    command.env_clear().envs(run.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
+    command.current_dir(house.path("")).arg(run.get_program()).args(run.get_args());
+    let ran = crate::cli::home::run(&mut command, "");
+    if !ran.err.contains("error: ") {
+        println!("NOT RUN: no mount here: {ran:?}");
+        return;
+    }
+    assert_eq!((ran.code, ran.out.as_str()), (1, ""), "{ran:?}");
+    assert!(ran.err.contains("Read-only file system"), "{ran:?}");
+    assert!(ran.err.contains("nothing was changed"), "{ran:?}");
+    assert!(!secret.exists());
+    assert_eq!(content(), before);
+}
+
+/// OPERATORS 3.2: a store that is not ahead is left alone, also while a server holds it.
+#[test]
+fn a_clock_is_reset_on_a_stopped_store_alone() {
+    let house = House::new();
+    let reset = ["admin", "reset-clock", "--yes", "--json"];
+    let server = house.serve_with(SERVE);
+    let held = house.jeton(&reset);
+    assert!(held.code == 1 && held.err.contains("in use by process"), "{held:?}");
+    let token = house.jeton(&["token", "--raw"]).ok();
+    server.stop();
+    let said = house.jeton(&reset).ok().json();
+    assert_eq!(said["reset"], false, "{said}");
+    let server = house.serve_with(SERVE);
+    house.jeton(&["introspect", "--check", token.line()]).ok();
+    server.stop();
 }
 
 mod mongodb {

@@ -152,7 +152,7 @@ fn an_open_data_directory_is_refused() {
     let key = house.file("key", "Q2Qf8mKTpTqBnSg2OWGLhX0l9H3aiYvHkxS6zVq3r+8=\n");
     let config =
         house.file("c.toml", &format!("master_key_file = {key:?}\nlisten = \"127.0.0.1:0\"\n"));
-    let serve = ["serve", "--json", "--config", config.to_str().unwrap()];
+    let serve = ["serve", "--json", "--bootstrap", "--config", config.to_str().unwrap()];
     let chmod =
         |mode: u32| fs::set_permissions(house.data(), fs::Permissions::from_mode(mode)).unwrap();
     chmod(0o777);
@@ -223,7 +223,7 @@ fn half_a_configuration_does_not_start() {
         (&["serve", "--dev", "--listen", "0.0.0.0:0"], "flag --listen"),
         (&["serve", "--config", unknown.to_str().unwrap()], "lisen"),
         (&["serve", "--config", "/nowhere.toml"], "/nowhere.toml"),
-        (&["serve", "--listen", "127.0.0.1:0"], "master key"),
+        (&["serve", "--bootstrap", "--listen", "127.0.0.1:0"], "master key"),
         (&["serve", "--dev", "--listen", "nonsense"], "listen"),
     ];
     for (arguments, named) in cases {
@@ -247,9 +247,6 @@ fn outside_development_the_first_client_is_made_when_asked_for() {
     let environment =
         house.file("c.toml", &format!("master_key_file = {key:?}\nlisten = \"127.0.0.1:0\"\n"));
     let config = environment.to_str().unwrap();
-    let server = house.serve_with(&["serve", "--json", "--config", config]);
-    assert!(server.said["client_id"].is_null());
-    server.stop();
     let server = house.serve_with(&["serve", "--json", "--config", config, "--bootstrap"]);
     assert!(server.said["client_secret"].is_string());
     server.stop();
@@ -273,6 +270,9 @@ fn outside_development_the_first_client_is_made_when_asked_for() {
     for line in ["--bootstrap created no client", "keys.algorithm was changed"] {
         assert!(house.log().contains(line), "{line}: {}", house.log());
     }
+    let server = house.serve_with(&["serve", "--json", "--config", config]);
+    assert!(server.said["client_id"].is_null());
+    server.stop();
     assert!(!house.path(".config/jeton/contexts.toml").exists(), "a context is for development");
 }
 

@@ -89,6 +89,59 @@ fn a_start_waits_for_a_database_that_is_away_and_can_be_stopped() {
     assert_eq!(terminate(&mut waiting), Some(0));
 }
 
+/// OPERATORS 3.10: a data directory whose mount is late is empty. Nothing is created in it, the log and
+/// the probe say what it is, and the service starts once the mount is there.
+#[test]
+fn a_start_waits_for_a_mount_that_is_late() {
+    let house = House::new();
+    house.serve().stop();
+    let (data, aside) = (house.data(), house.path("aside"));
+    std::fs::rename(&data, &aside).unwrap();
+    let address = free();
+    let mut waiting = start(&house, address, &[]);
+    let answer = until_readyz(address, "\"reason\":\"the store is empty\"");
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    assert!(!data.exists(), "nothing is created before the mount");
+    std::fs::create_dir(&data).unwrap();
+    until_readyz(address, " 503 ");
+    assert_eq!(std::fs::read_dir(&data).unwrap().count(), 0, "nor in the empty directory");
+    std::fs::remove_dir(&data).unwrap();
+    std::fs::rename(&aside, &data).unwrap();
+    until_readyz(address, " 200 ");
+    assert_eq!(terminate(&mut waiting), Some(0));
+}
+
+/// The error of a start on a directory, or on a database, that stays empty.
+fn is_empty(house: &House, more: &[&str]) {
+    let key = house.file("key", "Q2Qf8mKTpTqBnSg2OWGLhX0l9H3aiYvHkxS6zVq3r+8=\n");
+    let mut serve = house.command(&[&["serve", "--listen", "127.0.0.1:0"], more].concat());
+    serve.env("JETON_STORE__START_PATIENCE_SECONDS", "0").env("JETON_MASTER_KEY_FILE", key);
+    let refused = crate::cli::home::run(&mut serve, "");
+    assert_eq!(refused.code, 1, "{refused:?}");
+    assert!(refused.err.contains("jeton serve --bootstrap"), "{refused:?}");
+}
+
+#[test]
+fn an_empty_store_is_not_served() {
+    let house = House::new();
+    is_empty(&house, &[]);
+    assert_eq!(std::fs::read_dir(house.data()).unwrap().count(), 0);
+}
+
+mod mongodb {
+    use super::{House, is_empty};
+    use crate::support::database::Database;
+
+    #[test]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
+    fn an_empty_database_is_not_served() {
+        let own = Database::new();
+        for node in ["one", "two"] {
+            is_empty(&House::new(), &["--node", node, "--store", own.uri()]);
+        }
+    }
+}
+
 /// Patience that is used up is an error that a supervisor retries.
 #[test]
 fn a_start_without_patience_fails_at_once() {
