@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     Options, StartError,
-    retention::{self, Retention},
+    retention::{self, Retention, RetentionError},
     stores,
 };
 use crate::{
@@ -111,7 +111,7 @@ pub(super) async fn open(
 ) -> Result<Opened, StartError> {
     let config = &options.config;
     let data_dir = config.data_dir.clone();
-    let retention = retention(config, purpose)?;
+    let (retention, archive_problem) = retention(config, purpose).await?;
     if purpose == Purpose::Serve && !creates(options) {
         stores::must_exist(config)?;
     }
@@ -199,6 +199,13 @@ pub(super) async fn open(
         runtime: tokio::runtime::Handle::current(),
     };
     let services = Arc::new(Services::new(parts));
+    // Once, not at each attempt of a start.
+    if let Some(error) = archive_problem {
+        tracing::error!(
+            error = super::with_sources(&error),
+            "cannot write audit.archive, the audit trail is not cut until it can be written"
+        );
+    }
     let directory =
         (options.store.is_none() && !config.store.is_shared()).then(|| data_dir.as_path().into());
     Ok(Opened {
@@ -220,17 +227,23 @@ const fn creates(options: &Options) -> bool {
     options.dev || options.bootstrap || options.store.is_some()
 }
 
-/// Reads the bound of the audit trail, and prepares the directory of its archive for a server.
-fn retention(config: &Config, purpose: Purpose) -> Result<Arc<Retention>, StartError> {
+/// Reads the bound of the audit trail, and prepares the directory of its archive for a server. One that
+/// cannot be written is returned as a problem: nothing is cut until it can.
+async fn retention(
+    config: &Config,
+    purpose: Purpose,
+) -> Result<(Arc<Retention>, Option<RetentionError>), StartError> {
     let wrong = |error: &dyn std::fmt::Display| StartError::Configuration(error.to_string());
     let keep = config.audit.keep().map_err(|error| wrong(&error))?;
     let archive = config.audit.archive().map(Path::to_owned);
-    if let (Purpose::Serve, Some(archive)) = (purpose, &archive) {
-        retention::prepare(archive).map_err(|error| {
-            StartError::Configuration(format!("audit.archive: {}", super::with_sources(&error)))
-        })?;
+    let prepared = match (purpose, &archive) {
+        (Purpose::Serve, Some(archive)) => retention::prepare(archive.clone()).await,
+        (Purpose::Serve | Purpose::Administer, _) => Ok(()),
+    };
+    if let Err(error @ RetentionError::Exposed(_)) = &prepared {
+        return Err(wrong(error));
     }
-    Ok(Arc::new(Retention { keep, archive }))
+    Ok((Arc::new(Retention { keep, archive }), prepared.err()))
 }
 
 /// Warns if the clock is far after the last write: if it is wrong, everything expires, and the store

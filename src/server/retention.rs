@@ -22,7 +22,11 @@ use crate::{
     config::Keep,
     crypto::chain::{ChainKey, ChainPlace, START},
     model::{Action, Stamp, Timestamp, digits::hex},
-    store::{Store, StoreError, Surplus, Write, transfer::ArchiveWriter},
+    store::{
+        Store, StoreError, Surplus, Write,
+        embedded::{OpenError, check_directory},
+        transfer::ArchiveWriter,
+    },
 };
 
 /// Most records in one archive.
@@ -53,6 +57,9 @@ pub enum RetentionError {
         #[source]
         source: io::Error,
     },
+    /// The directory of the archive is open to other users.
+    #[error("audit.archive: {0}")]
+    Exposed(OpenError),
     /// A chain is not as it was written: it is not cut.
     #[error("audit chain {chain} is not cut: {problem}; run `jeton audit verify`")]
     Chain {
@@ -176,7 +183,12 @@ impl Retention {
         let (mut writer, first) = ArchiveWriter::new(chain, before).map_err(wrong)?;
         let name = file_name(chain, before.0.saturating_add(1), place.sequence);
         let mut file = match self.archive.clone() {
-            Some(directory) => Some(Draft::begin(directory, name.clone()).await?),
+            Some(directory) => {
+                // It may have gone, or have another mode, since the start. It is not created again:
+                // its mount may be late.
+                check(directory.clone(), false).await?;
+                Some(Draft::begin(directory, name.clone()).await?)
+            }
             None => None,
         };
         let mut text = first;
@@ -327,16 +339,36 @@ async fn run<T: Send + 'static>(
     done.map_err(|source| RetentionError::Archive { path, source })
 }
 
-/// Creates the directory of the archive for its owner alone, if it is missing, and checks that
-/// files can be created in it.
+/// Creates the directory of the archive for its owner alone, if it is missing, and checks that no
+/// other user can write to it and that files can be created in it.
 ///
 /// # Errors
 ///
-/// The directory cannot be created or written.
-pub fn prepare(directory: &Path) -> Result<(), RetentionError> {
+/// [`RetentionError::Exposed`], or the directory cannot be created or written.
+pub async fn prepare(directory: PathBuf) -> Result<(), RetentionError> {
+    check(directory, true).await
+}
+
+async fn check(directory: PathBuf, is_created: bool) -> Result<(), RetentionError> {
+    let checking = directory.clone();
+    let checked = tokio::task::spawn_blocking(move || check_now(&checking, is_created)).await;
+    checked.unwrap_or_else(|error| {
+        Err(RetentionError::Archive { path: directory, source: error.into() })
+    })
+}
+
+fn check_now(directory: &Path, is_created: bool) -> Result<(), RetentionError> {
     use std::os::unix::fs::DirBuilderExt as _;
     let failed = |source| RetentionError::Archive { path: directory.to_owned(), source };
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
+    if is_created {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
+    }
+    check_directory(directory).map_err(|error| {
+        if let OpenError::Io { source, .. } = error {
+            return failed(source);
+        }
+        RetentionError::Exposed(error)
+    })?;
     let probe = directory.join(format!("audit.{}.new", Uuid::now_v7()));
     create(&probe).and_then(|_| fs::remove_file(&probe)).map_err(failed)
 }
@@ -364,6 +396,30 @@ mod tests {
             .collect();
         assert_eq!(names, ["audit.a"], "no draft is left");
         assert_eq!(fs::read_to_string(directory.path().join("audit.a")).unwrap(), "one");
+    }
+
+    /// DECISIONS 15: the directory and its files are their owner's alone.
+    #[tokio::test]
+    async fn an_archive_is_private() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let home = tempfile::tempdir().unwrap();
+        let directory = home.path().join("a/archive");
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        prepare(directory.clone()).await.unwrap();
+        assert_eq!(mode(&directory), 0o700);
+        let draft = Draft::begin(directory.clone(), "audit.a".to_owned()).await.unwrap();
+        draft.finish().await.unwrap();
+        assert_eq!(mode(&directory.join("audit.a")), 0o600);
+        for (mode, is_refused) in [(0o755, false), (0o777, true), (0o702, true), (0o700, false)] {
+            fs::set_permissions(&directory, fs::Permissions::from_mode(mode)).unwrap();
+            let prepared = prepare(directory.clone()).await;
+            assert_eq!(prepared.is_err(), is_refused, "{mode:o} {prepared:?}");
+            assert_eq!(matches!(prepared, Err(RetentionError::Exposed(_))), is_refused, "{mode:o}");
+        }
+        let names = fs::read_dir(&directory).unwrap().count();
+        assert_eq!(names, 1, "no probe is left");
+        let missing = prepare(directory.join("audit.a/below-a-file")).await;
+        assert!(matches!(missing, Err(RetentionError::Archive { .. })), "{missing:?}");
     }
 
     #[test]

@@ -32,7 +32,10 @@ use tokio::{
     time::Instant,
 };
 
-pub use self::{admin::export::ReadOnly, engine::error::OpenError, integrity::check::Checked};
+pub use self::{
+    admin::export::ReadOnly, engine::error::OpenError, files::directory::check_directory,
+    integrity::check::Checked,
+};
 use self::{
     audit::{keyed, trail},
     engine::{

@@ -128,6 +128,31 @@ fn an_empty_store_is_not_served() {
     assert_eq!(std::fs::read_dir(house.data()).unwrap().count(), 0);
 }
 
+/// DECISIONS 15: an archive that cannot be written stops no start, and one that others can write to
+/// does.
+#[test]
+fn an_archive_that_is_away_stops_no_start() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let house = House::new();
+    let (file, open) = (house.file("file", ""), house.path("open"));
+    std::fs::create_dir(&open).unwrap();
+    std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o777)).unwrap();
+    let config = |archive: &std::path::Path| {
+        let text = format!("[audit]\nkeep = \"400d\"\narchive = {archive:?}\n");
+        house.file("c.toml", &text).to_str().unwrap().to_owned()
+    };
+    let server = house.serve_dev(&["--config", &config(&file.join("below"))]);
+    assert!(house.log().contains("cannot write audit.archive"), "{}", house.log());
+    house.jeton(&["token"]).ok();
+    server.stop();
+    let refused = house.jeton(&["serve", "--listen", "127.0.0.1:0", "--config", &config(&open)]);
+    assert_eq!(refused.code, 64, "{refused:?}");
+    assert!(refused.err.contains("is writable by other users (mode 0777)"), "{refused:?}");
+    let missing = house.path("new");
+    house.serve_dev(&["--config", &config(&missing)]).stop();
+    assert_eq!(std::fs::metadata(&missing).unwrap().permissions().mode() & 0o777, 0o700);
+}
+
 mod mongodb {
     use super::{House, is_empty};
     use crate::support::database::Database;

@@ -88,6 +88,17 @@ impl Directory {
     }
 }
 
+/// Checks a directory that this process writes to, as a data directory is checked: one that other users
+/// can write to is refused, and warned of if they can read it.
+///
+/// # Errors
+///
+/// [`OpenError::Exposed`], or the directory cannot be looked at.
+pub fn check_directory(dir: &Path) -> Result<(), OpenError> {
+    let metadata = fs::metadata(dir).map_err(OpenError::io(dir))?;
+    check_permissions(dir, &metadata, 0o700, false)
+}
+
 /// Returns the id in the file `lock`; 0 if the holder has not written it yet, or the file was
 /// removed.
 fn holder(dir: &Path) -> u32 {
