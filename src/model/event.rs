@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     auth_method::AuthMethod,
-    id::{ClientId, FamilyId, SecretId, TenantId},
+    id::{ClientId, FamilyId, SecretId, Subject, TenantId},
     principal::Principal,
     time::Timestamp,
 };
@@ -111,9 +111,11 @@ pub struct Event {
 }
 
 impl Event {
-    /// Returns true if a client acted, or if the target is the client or one of its secrets.
+    /// Returns true if a client acted, or if the target is the client, its subject or one of its
+    /// secrets.
     pub fn concerns(&self, client: &ClientId) -> bool {
         self.is_by(client)
+            || self.target.strip_prefix("client:") == Some(client.as_str())
             || self.target.strip_prefix(client.as_str()).is_some_and(|rest| {
                 rest.is_empty() || rest.starts_with('/') && self.action.is_of_secret()
             })
@@ -411,7 +413,9 @@ impl Filter {
                 Some(_) => None,
             },
         };
-        by_client.into_iter().chain(with_target(client.to_string())).chain(more).collect()
+        let by_name = with_target(client.to_string());
+        let by_subject = with_target(Subject::of_client(client).to_string());
+        by_client.into_iter().chain(by_name).chain(by_subject).chain(more).collect()
     }
 
     /// Returns true if events of an action may be shown.

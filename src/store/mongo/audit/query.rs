@@ -19,7 +19,7 @@ use super::{
 use crate::{
     crypto::chain::{Claim, CutMark, Head},
     model::{
-        Action, ClientId, Event, Principal, Record, SecretId, Timestamp,
+        Action, ClientId, Event, Principal, Record, SecretId, Subject, Timestamp,
         event::{Filter, Place},
     },
     store::{
@@ -357,7 +357,8 @@ fn about(client: &ClientId) -> Document {
     let secrets = doc! { "$gte": format!("{client}/"), "$lt": format!("{client}0") };
     let of_secret =
         doc! { "event.action": { "$in": actions_of("secret.") }, "event.target": secrets };
-    doc! { "$or": [by(client), { "event.target": client.as_str() }, of_secret] }
+    let names = [client.to_string(), Subject::of_client(client).to_string()];
+    doc! { "$or": [by(client), { "event.target": { "$in": names.as_slice() } }, of_secret] }
 }
 
 /// Filter for events that have a secret of a client.

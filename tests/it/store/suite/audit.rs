@@ -240,6 +240,7 @@ pub(crate) async fn filters_name_clients_secrets_and_families(bench: &Bench) {
         stamp("", Some("s1"), 9).refused(failed, "a", "invalid_client"),
         stamp("", Some("s1"), 10).refused(failed, "ab", "invalid_client"),
         stamp("b", Some("s1"), 11).done(Action::TokenIssued, "a/s1"),
+        stamp("admin", None, 12).done(Action::SubjectRevoked, "client:a"),
     ];
     for event in &events {
         store.append(event.clone()).await.unwrap();
@@ -248,7 +249,7 @@ pub(crate) async fn filters_name_clients_secrets_and_families(bench: &Bench) {
     let about = |client: &str| Some(id(client));
     let refused = Some(Outcome::Refused);
     for (filter, expected) in [
-        (Filter { about: about("a"), ..of() }, &[9, 8, 7, 5, 4, 3, 1][..]),
+        (Filter { about: about("a"), ..of() }, &[12, 9, 8, 7, 5, 4, 3, 1][..]),
         (Filter { about: about("ab"), ..of() }, &[10, 6, 2]),
         (Filter { about: about("c"), ..of() }, &[]),
         (Filter { about: about("a"), action: Some("secret.".into()), ..of() }, &[8, 1]),
@@ -258,7 +259,7 @@ pub(crate) async fn filters_name_clients_secrets_and_families(bench: &Bench) {
         (Filter { about: about("a"), target: Some("a".into()), ..of() }, &[9, 7, 5]),
         (
             Filter { about: about("a"), actor: Some(Principal::Client(id("admin"))), ..of() },
-            &[8, 7, 5, 1],
+            &[12, 8, 7, 5, 1],
         ),
         (Filter { secret: Some((id("a"), secret.clone())), ..of() }, &[9, 8, 3, 1]),
         (Filter { secret: Some((id("ab"), secret)), ..of() }, &[10, 2]),
