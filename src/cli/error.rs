@@ -261,6 +261,9 @@ impl RemoteError {
                  have been retired"
             }
             "insufficient_scope" => "give the client the scope named above, or jeton:admin",
+            "failed_precondition" if self.message.contains("allow_no_administrator") => {
+                "--allow-no-administrator does it all the same"
+            }
             "stale" => "read the record again and use its new etag",
             "" if self.code == Code::Unavailable => {
                 "check that the server is running: `jeton doctor` checks it, `jeton serve --dev` \
@@ -356,6 +359,17 @@ mod tests {
             failure.text()
         );
         assert_eq!(failure.json()["error"]["fields"]["tenant"], "must be 1 to 64 of [a-z0-9-]");
+    }
+
+    /// OPERATORS 4.12: the server names the field of its contract, the hint the flag.
+    #[test]
+    fn the_last_administrator_has_a_hint_with_the_flag() {
+        let message = "this is the last client: set allow_no_administrator if this is meant";
+        let hint = |text| {
+            Failure::from(status(Code::FailedPrecondition, "FAILED_PRECONDITION", text)).hint()
+        };
+        assert!(hint(message).is_some_and(|hint| hint.contains("--allow-no-administrator")));
+        assert_eq!(hint("another"), None);
     }
 
     #[test]

@@ -154,14 +154,17 @@ pub(super) fn actor(event: &Event) -> String {
     }
 }
 
-/// Returns the reason of an event, and its former node if it was recovered.
+/// Returns the reason of an event, the id of a secret that was refused, and the former node of an
+/// event that was recovered.
 pub(super) fn reason(event: &Event) -> String {
     let recovered = if event.recovered_from.is_empty() {
         String::new()
     } else {
         format!("recovered from {}", event.recovered_from)
     };
-    [event.reason.as_str(), &recovered]
+    let refused = event.auth.as_ref().filter(|_| event.action == "client.authentication_failed");
+    let refused = refused.map(|auth| format!("secret {}", auth.id)).unwrap_or_default();
+    [event.reason.as_str(), &refused, &recovered]
         .into_iter()
         .filter(|part| !part.is_empty())
         .collect::<Vec<_>>()
@@ -221,6 +224,7 @@ pub(super) const fn state(state: ChainState) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proto::admin::Authentication;
 
     #[test]
     fn nouns_are_counted() {
@@ -255,6 +259,21 @@ mod tests {
         assert_eq!(printed.as_object().unwrap().len(), 18);
         assert_eq!(printed["grant_types"], json!(["client_credentials", "refresh_token"]));
         assert_eq!(printed["access_token_lifetime_seconds"], Value::Null);
+    }
+
+    #[test]
+    fn the_reason_names_a_refused_secret_and_a_former_node() {
+        let auth = Some(Authentication { method: "client_secret".to_owned(), id: "s1".to_owned() });
+        let mut event = Event {
+            action: "client.authentication_failed".to_owned(),
+            reason: "invalid_client".to_owned(),
+            recovered_from: "node-2".to_owned(),
+            auth,
+            ..Event::default()
+        };
+        assert_eq!(reason(&event), "invalid_client; secret s1; recovered from node-2");
+        event.action = "token.issued".to_owned();
+        assert_eq!(reason(&event), "invalid_client; recovered from node-2");
     }
 
     #[test]
