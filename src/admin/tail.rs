@@ -42,6 +42,15 @@ pub struct Tail {
     moved: BTreeSet<Arc<str>>,
 }
 
+/// Error of a reader that was behind a cut: it would miss records without a notice.
+fn was_cut(chain: &str, reached: u64, cut: u64) -> Error {
+    let first = reached.saturating_add(1);
+    Error::precondition(format!(
+        "records {first} to {cut} of the chain {chain} were cut by audit.keep: read them from its \
+         archive, and go on after {cut}"
+    ))
+}
+
 impl Tail {
     /// Begins after the positions `after`, in all other chains with the first record; with new
     /// records if there are no positions.
@@ -71,19 +80,15 @@ impl Tail {
                 tail.reached.insert(chain, head);
                 continue;
             }
-            let reached = tail.reached.get(&chain).copied().unwrap_or_default();
+            // A chain that the caller has no position of begins with its first record.
+            let reached = *tail.reached.entry(Arc::clone(&chain)).or_default();
             if reached > head {
                 let problem = format!("the chain {chain} ends at {head}, before {reached}");
                 return Err(Error::field("after", problem));
             }
             let cut = marks.get(&chain).map_or(0, |mark| mark.place.sequence);
-            // A chain that the caller has no position of begins with its first record.
-            if reached > 0 && cut > reached {
-                let first = reached.saturating_add(1);
-                return Err(Error::precondition(format!(
-                    "records {first} to {cut} of the chain {chain} were cut by audit.keep: read \
-                     them from its archive, and go on after {cut}"
-                )));
+            if cut > reached {
+                return Err(was_cut(&chain, reached, cut));
             }
             tail.catch_up(chain, head);
         }
@@ -160,9 +165,17 @@ impl Tail {
         let reached = self.reached.get(&chain).copied().unwrap_or_default();
         let mut records = self.store.chain(&chain, reached, STRIDE).await?;
         records.retain(|record| record.sequence <= end);
-        // Records that are missing in the store are passed over; the verification of the chain
-        // reports them.
         let last = records.last().map_or(end, |record| record.sequence);
+        let count = u64::try_from(records.len()).unwrap_or(u64::MAX);
+        if count < last.saturating_sub(reached) {
+            // The mark of a cut is there before its first record is gone.
+            let mark = self.store.cut_mark(&chain).await?;
+            if let Some(cut) = mark.map(|mark| mark.place.sequence).filter(|cut| *cut > reached) {
+                return Err(was_cut(&chain, reached, cut));
+            }
+            // Other records that are missing are passed over; the verification of the chain
+            // reports them.
+        }
         if last >= end {
             self.behind.remove(&chain);
         }

@@ -209,11 +209,11 @@ impl RemoteError {
             Code::Unavailable
             | Code::DeadlineExceeded
             | Code::Aborted
-            | Code::FailedPrecondition
             | Code::Cancelled
             | Code::Unknown
             | Code::Internal => true,
             Code::Ok
+            | Code::FailedPrecondition
             | Code::NotFound
             | Code::InvalidArgument
             | Code::Unauthenticated

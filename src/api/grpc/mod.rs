@@ -36,11 +36,16 @@ pub use dispatch::Dispatch;
 
 /// Length of the longest message, in bytes.
 pub const MAX_MESSAGE: usize = 64 * 1024;
-/// Length of the longest message of a batch, in bytes.
+/// Length of the longest message of the RPCs that take many tokens, positions or heads, in bytes.
 pub const MAX_BATCH_MESSAGE: usize = 2 * 1024 * 1024;
 
-/// Path of the one RPC whose message may be longer.
+/// Path of the RPC of the token service whose message may be longer.
 const BATCH_INTROSPECT: &str = "/jeton.token.v1.TokenService/BatchIntrospect";
+
+/// Paths of the RPCs of the audit service whose messages may be longer: with a position or a head of
+/// each chain.
+const OF_ALL_CHAINS: [&str; 2] =
+    ["/jeton.admin.v1.AuditService/TailEvents", "/jeton.admin.v1.AuditService/VerifyChain"];
 
 /// Implementation of all our gRPC services.
 #[derive(Clone)]
@@ -61,7 +66,7 @@ impl GrpcServices {
         TokenServiceServer::new(self.clone()).max_decoding_message_size(MAX_MESSAGE)
     }
 
-    /// Returns the other services and `BatchIntrospect` as routes.
+    /// Returns the other services, and the RPCs with longer messages, as routes.
     pub fn routes(&self) -> Router {
         let mut routes = Routes::builder();
         routes
@@ -80,7 +85,12 @@ impl GrpcServices {
             );
         let batch =
             TokenServiceServer::new(self.clone()).max_decoding_message_size(MAX_BATCH_MESSAGE);
-        routes.routes().into_axum_router().route_service(BATCH_INTROSPECT, batch)
+        let router = routes.routes().into_axum_router().route_service(BATCH_INTROSPECT, batch);
+        let audit =
+            AuditServiceServer::new(self.clone()).max_decoding_message_size(MAX_BATCH_MESSAGE);
+        OF_ALL_CHAINS
+            .into_iter()
+            .fold(router, |router, path| router.route_service(path, audit.clone()))
     }
 
     /// Returns the context of a request, as the guard recorded it.

@@ -13,6 +13,7 @@ mod authentication;
 mod budgets;
 mod clients;
 mod clock;
+mod cut_trail;
 mod ends_together;
 mod faults;
 mod foreign_records;

@@ -82,6 +82,22 @@ async fn a_stream_continues_after_its_positions() {
     assert_eq!(seen, all);
 }
 
+/// A request has room for a position of each of many chains, as pods with names of their own leave
+/// them behind.
+#[tokio::test]
+async fn positions_of_many_chains_fit_into_a_request() {
+    let server = TestServer::start().await;
+    let mut at = BTreeMap::new();
+    read(&mut open(&server, &at).await.unwrap(), &mut at, 0).await;
+    at.extend((0..2_000).map(|n| (format!("{n:04}{}", "n".repeat(60)), i64::MAX - n)));
+    let token = server.admin_token().await;
+    let mark = server.rpc_target("before", "shop").await;
+    let mut stream = open(&server, &at).await.unwrap();
+    server.call_rpc(Rpc::UpdateClient, &token, &mark).await.unwrap();
+    let events = read(&mut stream, &mut BTreeMap::new(), 1).await;
+    assert!(events[0].action.starts_with("client."), "{events:?}");
+}
+
 /// A position that its chain does not reach is refused, so that nothing is left out unnoticed.
 #[tokio::test]
 async fn positions_of_another_store_are_refused() {

@@ -31,8 +31,8 @@ use crate::{
     },
 };
 
-/// Most heads that a caller may compare with the chains in one call.
-const MOST_KNOWN: usize = 256;
+/// Maximum heads that a caller may compare with the chains in one call.
+const KNOWN_MAX: usize = 10_000;
 
 #[tonic::async_trait]
 impl AuditService for GrpcServices {
@@ -182,8 +182,8 @@ fn secret(text: &str) -> Result<Option<(ClientId, SecretId)>> {
 
 /// Parses heads that the caller saved outside the store.
 fn heads(known: Vec<KnownHead>, only: Option<&str>) -> Result<Vec<Known>> {
-    if known.len() > MOST_KNOWN {
-        return Err(Error::field("known", "must have at most 256 entries"));
+    if known.len() > KNOWN_MAX {
+        return Err(Error::field("known", "must have at most 10000 entries"));
     }
     let head = |KnownHead { chain, sequence, hash }: KnownHead| {
         let sequence = u64::try_from(sequence).ok().filter(|sequence| *sequence > 0);

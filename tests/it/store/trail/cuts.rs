@@ -20,10 +20,13 @@ use jeton::{
 };
 use tempfile::TempDir;
 
-use crate::store::{
-    backend::Bench,
-    fixtures::{NOW, at, event},
-    transfer::dump,
+use crate::{
+    store::{
+        backend::Bench,
+        fixtures::{NOW, at, event},
+        transfer::dump,
+    },
+    support::until::until,
 };
 
 /// Appends records of the chain `node` until it has `count`, one a second.
@@ -32,12 +35,15 @@ pub(super) async fn fill(store: &dyn Store, count: u64) {
     for sequence in head + 1..=count {
         let at = at(i64::try_from(sequence).unwrap() * 1_000);
         let issued = Event { at, target: sequence.to_string(), ..event(Action::TokenIssued) };
-        if sequence == count {
-            store.append(issued).await.unwrap();
-        } else {
-            store.append_soon(issued).await.unwrap();
-        }
+        store.append_soon(issued).await.unwrap();
     }
+    has(store, count).await;
+}
+
+/// Waits until the chain `node` has `count` records.
+pub(super) async fn has(store: &dyn Store, count: u64) {
+    until(async || store.head("node").await.unwrap().is_some_and(|head| head.sequence >= count))
+        .await;
 }
 
 /// Bound that keeps the records after `sequence`, at the time of the record `count`.
@@ -302,6 +308,53 @@ async fn a_tail_from_before_a_cut_is_refused() {
     assert_eq!(tail.next().await.unwrap()[0].sequence, 5_001);
 }
 
+/// A tail that a cut overtakes ends with an error that names the records: it passes over none.
+async fn overtakes_tails(store: Arc<dyn Store>) {
+    fill(store.as_ref(), 7_500).await;
+    let begin = |after: &[(&str, u64)]| {
+        let after = after.iter().map(|(chain, sequence)| (Arc::from(*chain), *sequence)).collect();
+        Tail::begin(store.clone(), Filter::default(), after)
+    };
+    let mut behind = begin(&[("node", 1_000)]).await.unwrap();
+    let reached = behind.next().await.unwrap().last().unwrap().sequence;
+    assert!((1_001..5_000).contains(&reached), "{reached}");
+    let mut live = begin(&[]).await.unwrap();
+    pass(store.as_ref(), keep_after(5_200, 7_500), None).await.unwrap();
+    for _ in 0..2 {
+        let refused = behind.next().await.unwrap_err().to_string();
+        let named = format!("records {} to 5000 of the chain node were cut", reached + 1);
+        assert!(refused.contains(&named), "{refused}");
+    }
+    // Nor does one begin after a gap that its caller does not know of.
+    for after in [("node", 0), ("other", 7)] {
+        let refused = begin(&[after]).await.err().unwrap().to_string();
+        assert!(refused.contains("records 1 to 5000 of the chain node were cut"), "{refused}");
+    }
+    // More records than a reader may lag behind, and a cut before it reads them.
+    fill(store.as_ref(), 10_500).await;
+    pass(store.as_ref(), keep_after(8_200, 10_500), None).await.unwrap();
+    let mut last = 7_500;
+    let refused = loop {
+        match live.next().await {
+            Ok(records) => {
+                for record in records {
+                    assert_eq!(record.sequence, last + 1);
+                    last += 1;
+                }
+            }
+            Err(error) => break error.to_string(),
+        }
+    };
+    let named = format!("records {} to 8000 of the chain node were cut", last + 1);
+    assert!(refused.contains(&named), "{refused}");
+}
+
+#[tokio::test]
+async fn a_tail_of_the_embedded_trail_that_a_cut_overtakes_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    overtakes_tails(Arc::new(open(&dir))).await;
+}
+
 /// By size: as many of the oldest records go as the bound asks for.
 #[tokio::test]
 async fn the_trail_is_cut_to_a_size() {
@@ -359,7 +412,10 @@ pub(super) mod mongodb {
     use ::mongodb::bson::{Document, doc};
     use jeton::store::{AuditStore, RetentionStore, Store, embedded::Embedded, mongo::Mongo};
 
-    use super::{fill, flaw, is_cut, is_finished_after_a_crash, is_moved, keep_after, pass, shown};
+    use super::{
+        fill, flaw, is_cut, is_finished_after_a_crash, is_moved, keep_after, overtakes_tails, pass,
+        shown,
+    };
     use crate::{
         store::{
             backend::Bench,
@@ -399,6 +455,13 @@ pub(super) mod mongodb {
         let (own, archive) = (Own::own(), tempfile::tempdir().unwrap());
         let store = old_node(&own).await;
         is_finished_after_a_crash(&store, archive.path()).await;
+    }
+
+    #[tokio::test]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
+    async fn a_tail_of_the_shared_trail_that_a_cut_overtakes_says_so() {
+        let own = Own::own();
+        overtakes_tails(std::sync::Arc::new(node(own.uri(), "node").await)).await;
     }
 
     /// A mark without its event, as a process leaves it that ends between the two: the next pass
