@@ -11,6 +11,7 @@ mod verbs;
 
 mod audiences;
 pub mod authentic;
+mod chain_reader;
 mod changes;
 pub mod embedded;
 pub mod metered;
@@ -31,6 +32,7 @@ pub use proof::{Proof, ProofStore, ProvenWrite, Spent};
 use tokio::sync::broadcast;
 
 pub use self::{
+    chain_reader::ChainReader,
     changes::{Change, Follower, Snapshot},
     retention::{RetentionStore, Surplus},
     rotation::{Decision, LastRotation, Rotate, Rotation},

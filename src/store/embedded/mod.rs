@@ -33,7 +33,9 @@ use tokio::{
 };
 
 pub use self::{
-    admin::export::ReadOnly, engine::error::OpenError, files::directory::check_directory,
+    admin::{export::ReadOnly, stored::StoredChains},
+    engine::error::OpenError,
+    files::directory::check_directory,
     integrity::check::Checked,
 };
 use self::{

@@ -33,6 +33,7 @@ pub use self::{
         inspect::{Defect, Inspection, NodeSeen, ReplicaSettings, inspect},
         topology::{Member, Role, ServerState},
     },
+    audit::StoredChains,
     driver::error::OpenError,
 };
 use self::{

@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use super::super::{
-    Store,
+    ChainReader, Store,
     transfer::{ExportSource, ImportTarget},
 };
 use crate::crypto::chain::ChainKey;
@@ -43,6 +43,18 @@ pub async fn export(
     _key: Option<ChainKey>,
     _timeout: Duration,
 ) -> Result<Box<dyn ExportSource>, OpenError> {
+    Err(OpenError)
+}
+
+/// Refuses to open a store.
+///
+/// # Errors
+/// Always.
+pub async fn chains(
+    _address: &str,
+    _key: ChainKey,
+    _timeout: Duration,
+) -> Result<Box<dyn ChainReader>, OpenError> {
     Err(OpenError)
 }
 

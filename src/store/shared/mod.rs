@@ -8,6 +8,6 @@ mod absent;
 mod present;
 
 #[cfg(not(feature = "mongodb"))]
-pub use self::absent::{OpenError, export, import, open};
+pub use self::absent::{OpenError, chains, export, import, open};
 #[cfg(feature = "mongodb")]
-pub use self::present::{OpenError, export, import, open};
+pub use self::present::{OpenError, chains, export, import, open};

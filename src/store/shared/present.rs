@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 pub use super::super::mongo::OpenError;
 use super::super::{
-    Store,
+    ChainReader, Store,
     metered::Metered,
     mongo::Mongo,
     transfer::{ExportSource, ImportTarget},
@@ -34,6 +34,18 @@ pub async fn export(
     timeout: Duration,
 ) -> Result<Box<dyn ExportSource>, OpenError> {
     Ok(Box::new(Mongo::export(address, key, timeout).await?))
+}
+
+/// Opens the audit chains of the store at `address` to read them.
+///
+/// # Errors
+/// A database that cannot be reached or read, or whose chains were sealed with another key.
+pub async fn chains(
+    address: &str,
+    key: ChainKey,
+    timeout: Duration,
+) -> Result<Box<dyn ChainReader>, OpenError> {
+    Ok(Box::new(Mongo::stored_chains(address, key, timeout).await?))
 }
 
 /// Opens the store at `address` to fill it.

@@ -70,15 +70,7 @@ impl AuditStore for Embedded {
 
     async fn chain(&self, name: &str, after: u64, limit: usize) -> Result<Vec<Record>> {
         let name: Arc<str> = name.into();
-        self.scan(move |connection| {
-            let mut records = Vec::new();
-            chains::walk(connection, &name, after, limit, |stored| {
-                records.push(stored.record_or_unreadable(&name));
-                Ok::<_, SqliteError>(())
-            })?;
-            Ok(records)
-        })
-        .await
+        self.scan(move |connection| records(connection, &name, after, limit)).await
     }
 
     async fn head(&self, chain: &str) -> Result<Option<Head>> {
@@ -114,9 +106,24 @@ impl AuditStore for Embedded {
     }
 }
 
+/// Returns records of a chain in order, readable or not.
+pub(crate) fn records(
+    connection: &Connection,
+    name: &Arc<str>,
+    after: u64,
+    limit: usize,
+) -> Result<Vec<Record>, SqliteError> {
+    let mut records = Vec::new();
+    chains::walk(connection, name, after, limit, |stored| {
+        records.push(stored.record_or_unreadable(name));
+        Ok::<_, SqliteError>(())
+    })?;
+    Ok(records)
+}
+
 /// Returns records of witnessed heads, in the order of chains and sequences, which is that of the
 /// places.
-fn witnesses(
+pub(crate) fn witnesses(
     connection: &Connection,
     after: Option<&Place>,
     limit: usize,

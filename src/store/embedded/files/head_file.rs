@@ -68,12 +68,24 @@ impl HeadFile {
     ) -> Result<(Self, Option<LastAckedHead>), OpenError> {
         let path = directory.path().join("anchor");
         let head_file = Self { path, key, database, file: None };
-        let found = metadata_of(&head_file.path)?
-            .filter(|metadata| usize::try_from(metadata.len()) == Ok(LENGTH_BYTES));
-        let Some(metadata) = found else { return Ok((head_file, None)) };
-        let text = fs::read(&head_file.path).map_err(OpenError::io(&head_file.path))?;
-        let acked = head_file.parse(&text, Identity::of(&metadata));
+        let acked = head_file.read()?;
         Ok((head_file, acked))
+    }
+
+    /// Returns the note of a directory that this process does not hold.
+    pub(crate) fn find(dir: &Path, key: ChainKey) -> Result<Option<LastAckedHead>, OpenError> {
+        let Some(database) = metadata_of(&schema::file(dir))? else { return Ok(None) };
+        let database = Identity::of(&database);
+        Self { path: dir.join("anchor"), key, database, file: None }.read()
+    }
+
+    /// Reads the note; `None` if it is missing or unreadable.
+    fn read(&self) -> Result<Option<LastAckedHead>, OpenError> {
+        let found = metadata_of(&self.path)?
+            .filter(|metadata| usize::try_from(metadata.len()) == Ok(LENGTH_BYTES));
+        let Some(metadata) = found else { return Ok(None) };
+        let text = fs::read(&self.path).map_err(OpenError::io(&self.path))?;
+        Ok(self.parse(&text, Identity::of(&metadata)))
     }
 
     /// Replaces the note by a new file. If there is no space for one and a note was `found`, that

@@ -59,20 +59,11 @@ pub(crate) fn verify_on_open(
     accept_rollback: bool,
 ) -> Result<(HeadRow, Option<String>), OpenError> {
     let state = state(connection, node)?;
-    if state.import.is_some() {
-        return Err(OpenError::Corrupt(
-            "an import was interrupted: empty the directory and import again".into(),
-        ));
-    }
+    check_import(&state)?;
     let head = own_head(connection, &state)?;
+    check_key(head.as_ref(), acked, key)?;
     if head.as_ref().is_some_and(|head| !key.check(head)) {
-        // The file `anchor` has a MAC under the same key: if that is right, the key is too.
-        return Err(match acked {
-            Some(_) => OpenError::Corrupt("the seal of the audit trail is invalid".into()),
-            None => OpenError::MasterKey(
-                "its audit trail was sealed under another master key, or its seal is damaged",
-            ),
-        });
+        return Err(OpenError::Corrupt("the seal of the audit trail is invalid".into()));
     }
     for (chain, mark) in cuts::marks(connection)? {
         if !key.check_cut(&chain, &mark) {
@@ -106,6 +97,31 @@ pub(crate) fn verify_on_open(
         ));
     }
     Ok((state, rollback))
+}
+
+/// Refuses a database that an import has not filled completely.
+pub(crate) fn check_import(state: &HeadRow) -> Result<(), OpenError> {
+    if state.import.is_none() {
+        return Ok(());
+    }
+    Err(OpenError::Corrupt(
+        "an import was interrupted: empty the directory and import again".into(),
+    ))
+}
+
+/// Refuses another key than that of the store. The file `anchor` has a MAC under the same key: if
+/// that is right, the key is too.
+pub(crate) fn check_key(
+    head: Option<&Head>,
+    acked: Option<&LastAckedHead>,
+    key: &ChainKey,
+) -> Result<(), OpenError> {
+    if acked.is_some() || head.is_none_or(|head| key.check(head)) {
+        return Ok(());
+    }
+    Err(OpenError::MasterKey(
+        "its audit trail was sealed under another master key, or its seal is damaged",
+    ))
 }
 
 /// Returns the checksum over all rows of which none may be lost.

@@ -22,7 +22,7 @@ use crate::{
         Result,
         mongo::{
             Mongo,
-            audit::{node_lease::decode_head, query::is_sure, records, retention::decode_cut},
+            audit::{is_sure, node_lease::decode_head, records, retention::decode_cut},
             documents::{
                 audience, client,
                 family::{self, revocation_of_family},

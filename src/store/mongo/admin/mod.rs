@@ -1,5 +1,6 @@
 //! Operator tools: export, import, and the inspection of a deployment.
 
+mod chains;
 pub(super) mod export;
 pub(super) mod import;
 pub(super) mod inspect;

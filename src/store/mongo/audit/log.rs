@@ -13,6 +13,7 @@ use super::{
     outbox_cleaner::OutboxCleaner,
     records::{ChainTip, decoded, last_record, verify_tip},
     remote_tail::RemoteTail,
+    stored::StoredChains,
     time_reset::reset_at,
 };
 use crate::{
@@ -32,6 +33,7 @@ pub(crate) struct AuditLog {
     pub(super) chain: ChainHandle,
     pub(super) cleaner: OutboxCleaner,
     pub(super) remote_tail: RemoteTail,
+    pub(super) stored: StoredChains,
 }
 
 impl AuditLog {
@@ -63,11 +65,12 @@ impl AuditLog {
         }
         let tip = resume_chain(&connection, &node, &key, before.as_ref()).await?;
         let node = Arc::new(node);
+        let stored = StoredChains::of_node(connection.clone(), key.clone(), Arc::clone(&node.name));
         let cleaner = OutboxCleaner::start(connection.clone());
         let chain = ChainHandle::start(connection.clone(), node.clone(), key, tip, cleaner.clone());
         let remote_tail =
             RemoteTail::new(connection.clone(), node.name.clone(), chain.weak_subscribers());
-        Ok(Self { connection, node, chain, cleaner, remote_tail })
+        Ok(Self { connection, node, chain, cleaner, remote_tail, stored })
     }
 
     /// This node.

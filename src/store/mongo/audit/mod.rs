@@ -11,7 +11,9 @@ pub(super) mod recovery;
 mod remote_tail;
 pub(super) mod retention;
 pub(super) mod size;
+mod stored;
 mod time_reset;
 mod windows;
 
-pub(super) use self::log::AuditLog;
+pub use self::stored::StoredChains;
+pub(super) use self::{log::AuditLog, stored::is_sure};

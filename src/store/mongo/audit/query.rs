@@ -3,40 +3,26 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use futures_util::TryStreamExt as _;
-use mongodb::bson::{Bson, Document, RawDocument, RawDocumentBuf, doc};
+use mongodb::bson::{Bson, Document, doc};
 use tokio::sync::broadcast;
 
 use super::{
     AuditLog,
-    node_lease::{decode_head, decode_sealed_head},
-    records::{
-        TIME_FIELD, UNREADABLE_TIME, chain_end_id, decoded, has_position, last_record,
-        read_records, record_id, sealed, shown,
-    },
+    records::{TIME_FIELD, UNREADABLE_TIME, has_position, record_id, shown},
+    retention::cuts_of,
     size,
 };
 use crate::{
-    crypto::chain::{Claim, CutMark, Head},
+    crypto::chain::{CutMark, Head},
     model::{
         Action, ClientId, Event, Principal, Record, SecretId, Subject, Timestamp,
         event::{Filter, Place},
     },
     store::{
-        AuditStore, EventPage, Result, TrailSize, Writer,
-        mongo::driver::{
-            codec::Fields,
-            error::MongoError,
-            handshake::server_time,
-            query::find_sorted,
-            schema::{AUDIT_LOGS, NODES, WITNESSES},
-        },
+        AuditStore, ChainReader as _, EventPage, Result, TrailSize, Writer,
+        mongo::driver::{error::MongoError, query::find_sorted, schema::AUDIT_LOGS},
     },
 };
-
-/// Greatest age of the last heartbeat's sealed time for a node that counts as running. A heartbeat
-/// is sent twice a second.
-const HEARTBEAT_AGE_MAX: Duration = Duration::from_secs(30);
 
 #[async_trait]
 impl AuditStore for AuditLog {
@@ -78,111 +64,31 @@ impl AuditStore for AuditLog {
     }
 
     async fn chains(&self) -> Result<Vec<Arc<str>>> {
-        let nodes = self.connection.collection(NODES);
-        let read =
-            async move { Ok(nodes.find(doc! {}).await?.try_collect::<Vec<Document>>().await?) };
-        let mut names = BTreeSet::new();
-        for node in self.connection.call(read).await? {
-            // Others can write to the database too: a document that is not a node's is no chain
-            // either.
-            if let (Ok(name), Ok(Some(_))) =
-                (Fields::of("node", &node).text("_id"), decode_head(&node))
-            {
-                names.insert(name.into());
-            }
-        }
-        let mut after = doc! { "chain": "" };
-        while let Some(name) = self.next_name(after).await? {
-            after = match String::from_utf8(name) {
-                Ok(name) => {
-                    let behind = chain_end_id(&name);
-                    names.insert(name.into());
-                    behind
-                }
-                // No chain has such a name: its records have no position.
-                Err(error) => match above(error.as_bytes()) {
-                    Some(next) => doc! { "chain": next },
-                    None => break,
-                },
-            };
-        }
-        Ok(names.into_iter().collect())
+        self.stored.chains().await
     }
 
     async fn chain(&self, name: &str, after: u64, limit: usize) -> Result<Vec<Record>> {
-        let after = after.max(self.cut_at(name).await?);
-        let found = read_records(&self.connection, name, after, limit).await?;
-        Ok(found.iter().filter_map(shown).collect())
+        self.stored.chain(name, after, limit).await
     }
 
     async fn head(&self, chain: &str) -> Result<Option<Head>> {
-        let noted = self.stored_head(chain).await?;
-        // The stored head lags behind the chain. After it, each record's own seal counts; records
-        // that it covers and that are missing were cut off.
-        let last =
-            last_record(&self.connection, chain).await?.as_ref().map(own_seal).transpose()?;
-        Ok(match (noted, last) {
-            (Some(noted), Some(last)) if last.sequence <= noted.sequence => Some(noted),
-            (noted, last) => last.or(noted),
-        })
+        self.stored.head(chain).await
     }
 
     async fn writer(&self, chain: &str) -> Result<Writer> {
-        if self.node.name.as_ref() == chain {
-            return Ok(Writer::This);
-        }
-        // Includes a chain without records: its head is stored some time before its first record is
-        // covered by it.
-        let head =
-            self.node_of(chain).await?.and_then(|node| decode_sealed_head(&node).ok().flatten());
-        let head = head.filter(|head| self.node.key.check(head));
-        let Some(head) = head.filter(|head| head.claim != Claim::Closed) else {
-            return Ok(Writer::NotRunning);
-        };
-        let now = server_time(&self.connection).await?.unwrap_or(Timestamp::EPOCH);
-        Ok(if is_sure(&head, now) { Writer::Another } else { Writer::NotRunning })
+        self.stored.writer(chain).await
     }
 
     async fn witnesses(&self, after: Option<&Place>, limit: usize) -> Result<Vec<Record>> {
-        let (mut after, mut room) = (
-            after.map_or_else(
-                || doc! { "chain": "" },
-                |after| record_id(&after.chain, after.sequence),
-            ),
-            limit,
-        );
-        loop {
-            let query = doc! { "$and": [has_position(), doc! { "event.action": WITNESSES, "_id": { "$gt": after.clone() } }] };
-            let found = find_sorted(
-                &self.connection,
-                AUDIT_LOGS,
-                query,
-                doc! { "_id": 1 },
-                of_records(),
-                room,
-            )
-            .await?;
-            let is_sealed =
-                |found: &&Document| sealed(found).is_ok_and(|head| self.node.key.check(&head));
-            let ours = found.iter().filter(is_sealed).filter_map(|found| decoded(found).ok());
-            let ours: Vec<Record> = ours.take(limit).collect();
-            if room == 0 || found.len() < room || !ours.is_empty() {
-                return Ok(ours);
-            }
-            // A page of forged records only must not hide those after it.
-            match found.iter().rev().find_map(|found| found.get_document("_id").ok()) {
-                Some(last) => (after, room) = (last.clone(), limit),
-                None => room = room.saturating_mul(2),
-            }
-        }
+        self.stored.witnesses(after, limit).await
     }
 
     async fn cut_mark(&self, chain: &str) -> Result<Option<CutMark>> {
-        self.mark_of(chain).await
+        self.stored.cut_mark(chain).await
     }
 
     async fn cut_marks(&self) -> Result<Vec<(Arc<str>, CutMark)>> {
-        self.all_marks().await
+        self.stored.cut_marks().await
     }
 
     async fn trail_size(&self, now: Timestamp) -> Result<TrailSize> {
@@ -197,15 +103,8 @@ impl AuditStore for AuditLog {
 }
 
 impl AuditLog {
-    /// Stored head of a chain. An unreadable one counts as none: the end of the chain is then
-    /// uncertain.
-    async fn stored_head(&self, chain: &str) -> Result<Option<Head>, MongoError> {
-        Ok(self.node_of(chain).await?.and_then(|node| decode_head(&node).ok().flatten()))
-    }
-
     pub(super) async fn node_of(&self, chain: &str) -> Result<Option<Document>, MongoError> {
-        let (nodes, id) = (self.connection.collection(NODES), chain.to_owned());
-        self.connection.call(async move { Ok(nodes.find_one(doc! { "_id": id }).await?) }).await
+        self.stored.node_of(chain).await
     }
 
     /// Reads up to `limit` records. Documents without a position, and records below a cut, end no
@@ -231,7 +130,8 @@ impl AuditLog {
             .await?;
             let found: Vec<Record> = page.iter().skip(seen).filter_map(shown).collect();
             let chains: BTreeSet<&str> = found.iter().map(|record| &*record.chain).collect();
-            let cuts = self.cuts_of(chains.into_iter().collect()).await?;
+            let cuts =
+                cuts_of(&self.connection, &self.node.key, chains.into_iter().collect()).await?;
             let is_cut = |record: &Record| {
                 cuts.get(&record.chain).is_some_and(|cut| record.sequence <= *cut)
             };
@@ -242,63 +142,6 @@ impl AuditLog {
             seen = page.len();
         }
     }
-
-    /// Name of the next chain that has records. A chain may have very many records, so each name is
-    /// looked up after the one before.
-    async fn next_name(&self, after: Document) -> Result<Option<Vec<u8>>, MongoError> {
-        // Up to the first `_id` of another shape.
-        let mut filter = doc! { "_id": { "$gt": after, "$lt": { "chain": {} } } };
-        filter.extend(has_position());
-        let logs = self.connection.collection(AUDIT_LOGS).clone_with_type::<RawDocumentBuf>();
-        let read = async move {
-            Ok(logs.find_one(filter).sort(doc! { "_id": 1 }).projection(doc! { "_id": 1 }).await?)
-        };
-        let found = self.connection.call(read).await?;
-        Ok(found.as_ref().and_then(|found| found.get_document("_id").ok()).and_then(name_in))
-    }
-}
-
-/// Bytes of the chain's name in an `_id`: a BSON string, not necessarily UTF-8.
-fn name_in(place: &RawDocument) -> Option<Vec<u8>> {
-    const FIELD: &[u8] = b"\x02chain\0";
-    let (length, text) = place.as_bytes().get(4..)?.strip_prefix(FIELD)?.split_first_chunk()?;
-    let length = usize::try_from(i32::from_le_bytes(*length)).ok()?.checked_sub(1)?;
-    text.get(..length).map(<[u8]>::to_vec)
-}
-
-/// Smallest text, by bytes, above a name that is not UTF-8.
-fn above(name: &[u8]) -> Option<String> {
-    let valid = std::str::from_utf8(name).map_or_else(|error| error.valid_up_to(), str::len);
-    let (valid, rest) = name.split_at_checked(valid)?;
-    let (mut text, mut rest) = (String::from_utf8_lossy(valid).into_owned(), rest.to_vec());
-    loop {
-        let next = ('\0'..=char::MAX)
-            .find(|next| next.encode_utf8(&mut [0; 4]).as_bytes() > rest.as_slice());
-        if let Some(next) = next {
-            text.push(next);
-            return Some(text);
-        }
-        // Above everything with this prefix.
-        rest = text.pop()?.to_string().into_bytes();
-        rest.push(0xff);
-    }
-}
-
-/// Returns true if a head is certainly the end of its chain: it was closed, or its node runs.
-pub(crate) fn is_sure(head: &Head, now: Timestamp) -> bool {
-    match head.claim {
-        Claim::Closed => true,
-        Claim::Open { at } => now.since(at).max(at.since(now)) < HEARTBEAT_AGE_MAX,
-        Claim::Record { .. } => false,
-    }
-}
-
-/// Seal of a record; an invalid one for an unreadable record.
-fn own_seal(document: &Document) -> Result<Head, MongoError> {
-    sealed(document).or_else(|fault| {
-        let Record { node, sequence, hash, .. } = shown(document).ok_or(fault)?;
-        Ok(Head { node, sequence, hash, claim: Claim::Record { entry: [0; 16] }, seal: [0; 32] })
-    })
 }
 
 /// Conditions of a list of records whose time is a number.
@@ -315,7 +158,7 @@ pub(super) fn newest_first() -> Document {
 
 /// Projection of a record. The time is read separately, since invalid UTF-8 in the event hides its
 /// later fields.
-fn of_records() -> Document {
+pub(super) fn of_records() -> Document {
     doc! { "node": 1, "event": 1, "hash": 1, "seal": 1, "entry": 1, TIME_FIELD: "$event.at" }
 }
 

@@ -24,10 +24,10 @@ use super::{
     time_reset::TimeBounds,
 };
 use crate::{
-    crypto::chain::{ChainPlace, CutMark},
+    crypto::chain::{ChainKey, ChainPlace, CutMark},
     model::{Action, Event, Stamp, Timestamp, digits::hex},
     store::{
-        AuditStore as _, Result, RetentionStore, StoreError, Surplus, Write, Writer,
+        AuditStore as _, Result, RetentionStore, Surplus, Write, Writer,
         mongo::driver::{
             codec::{Fields, bytes, count, uuid},
             connection::Connection,
@@ -178,35 +178,49 @@ impl RetentionStore for AuditLog {
     }
 }
 
+/// Mark of a chain, valid or not. An unreadable one is an invalid one.
+pub(super) async fn mark_of(
+    connection: &Connection,
+    chain: &str,
+) -> Result<Option<CutMark>, MongoError> {
+    let filter = doc! { "_id": chain, CUT: { "$exists": true } };
+    let found = marks_where(connection, filter).await?;
+    Ok(found.into_iter().next().map(|(_, mark, _)| mark))
+}
+
+/// Marks of all chains, valid or not.
+pub(super) async fn all_marks(
+    connection: &Connection,
+) -> Result<Vec<(Arc<str>, CutMark)>, MongoError> {
+    let found = marks_where(connection, doc! { CUT: { "$exists": true } }).await?;
+    Ok(found.into_iter().map(|(chain, mark, _)| (chain, mark)).collect())
+}
+
+/// Sequences up to which chains are cut by a valid mark, of some chains.
+pub(super) async fn cuts_of(
+    connection: &Connection,
+    key: &ChainKey,
+    chains: Vec<&str>,
+) -> Result<BTreeMap<Arc<str>, u64>, MongoError> {
+    let filter = doc! { "_id": { "$in": chains }, CUT: { "$exists": true } };
+    let found = marks_where(connection, filter).await?;
+    let valid = found.into_iter().filter(|(chain, mark, _)| key.check_cut(chain, mark));
+    Ok(valid.map(|(chain, mark, _)| (chain, mark.place.sequence)).collect())
+}
+
+/// Sequence up to which a chain is cut by a valid mark; 0 for a whole chain.
+pub(super) async fn cut_at(
+    connection: &Connection,
+    key: &ChainKey,
+    chain: &str,
+) -> Result<u64, MongoError> {
+    Ok(cuts_of(connection, key, vec![chain]).await?.into_values().next().unwrap_or(0))
+}
+
 impl AuditLog {
-    /// Mark of a chain, valid or not. An unreadable one is an invalid one.
-    pub(super) async fn mark_of(&self, chain: &str) -> Result<Option<CutMark>, StoreError> {
-        let filter = doc! { "_id": chain, CUT: { "$exists": true } };
-        let found = marks_where(&self.connection, filter).await?;
-        Ok(found.into_iter().next().map(|(_, mark, _)| mark))
-    }
-
-    /// Marks of all chains, valid or not.
-    pub(super) async fn all_marks(&self) -> Result<Vec<(Arc<str>, CutMark)>, StoreError> {
-        let found = marks_where(&self.connection, doc! { CUT: { "$exists": true } }).await?;
-        Ok(found.into_iter().map(|(chain, mark, _)| (chain, mark)).collect())
-    }
-
-    /// Sequences up to which chains are cut by a valid mark, of some chains.
-    pub(super) async fn cuts_of(
-        &self,
-        chains: Vec<&str>,
-    ) -> Result<BTreeMap<Arc<str>, u64>, MongoError> {
-        let filter = doc! { "_id": { "$in": chains }, CUT: { "$exists": true } };
-        let found = marks_where(&self.connection, filter).await?;
-        let valid =
-            found.into_iter().filter(|(chain, mark, _)| self.node.key.check_cut(chain, mark));
-        Ok(valid.map(|(chain, mark, _)| (chain, mark.place.sequence)).collect())
-    }
-
-    /// Sequence up to which a chain is cut by a valid mark; 0 for a whole chain.
-    pub(super) async fn cut_at(&self, chain: &str) -> Result<u64, MongoError> {
-        Ok(self.cuts_of(vec![chain]).await?.into_values().next().unwrap_or(0))
+    /// Mark of a chain: see [`mark_of`].
+    pub(super) async fn mark_of(&self, chain: &str) -> Result<Option<CutMark>, MongoError> {
+        mark_of(&self.connection, chain).await
     }
 
     /// Sets a flag of a mark that is still the mark of the chain.
