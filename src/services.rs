@@ -12,7 +12,7 @@ use crate::{
     admin::{
         AdminAuthenticator, AudienceLists, Audiences, AuditReader, Clients, ClockReset,
         ForgedRecords, Keys, LastAdministrator, Reported, Revocations, SecretMaker, SettingRules,
-        places,
+        audit::VERIFICATIONS_MAX, places,
     },
     audit::Trail,
     clock::{Clock, ClockOffset},
@@ -224,7 +224,13 @@ impl Services {
                 keys,
                 terms: terms.clone(),
             },
-            audit: AuditReader { gate: gate.clone(), store, chain, patience: parts.list_patience },
+            audit: AuditReader {
+                gate: gate.clone(),
+                store,
+                chain,
+                verifications: Arc::new(Semaphore::new(VERIFICATIONS_MAX)),
+                patience: parts.list_patience,
+            },
             forged_records: ForgedRecords {
                 store: authentic.clone(),
                 trail,

@@ -19,6 +19,7 @@ pub mod restore_policy;
 pub mod revocations;
 mod sharing;
 pub mod tail;
+pub mod verification;
 pub mod witness;
 
 pub(crate) use self::last_administrator::LastAdministrator;

@@ -12,7 +12,7 @@ use crate::{
         Action, Place, Record, Stamp, Timestamp,
         digits::{hex, unhex},
     },
-    store::{AuditStore, Writer},
+    store::{AuditStore, ChainReader, Writer},
 };
 
 /// Maximum heads in one record.
@@ -43,23 +43,23 @@ impl Known {
     }
 }
 
-/// Returns the heads that the nodes of a store have witnessed, in any chain. Records without a
+/// Visits the heads that the nodes of a store have witnessed, in any chain. Records without a
 /// node's seal do not count.
 ///
 /// # Errors
 ///
 /// The store fails.
-pub async fn witnessed<S: AuditStore + ?Sized>(store: &S) -> Result<Vec<Known>> {
-    let (mut all, mut after) = (Vec::new(), None::<Place>);
+pub async fn witnessed<S: ChainReader + ?Sized>(
+    store: &S,
+    mut visit: impl FnMut(Known) + Send,
+) -> Result<()> {
+    let mut after = None::<Place>;
     loop {
         let records = store.witnesses(after.as_ref(), STRIDE).await?;
-        let Some(last) = records.last() else { return Ok(all) };
+        let Some(last) = records.last() else { return Ok(()) };
         after = Some(last.place());
-        all.extend(
-            records
-                .iter()
-                .flat_map(|record| record.event.target.split(' ').filter_map(Known::parse)),
-        );
+        let heads = records.iter().flat_map(|record| record.event.target.split(' '));
+        heads.filter_map(Known::parse).for_each(&mut visit);
     }
 }
 
@@ -135,12 +135,13 @@ impl Witness {
 
 async fn first<S: AuditStore + ?Sized>(store: &S) -> Result<HashMap<Arc<str>, Progress>> {
     let mut seen = HashMap::<_, Progress>::new();
-    for Known { chain, sequence, hash } in witnessed(store).await? {
-        let so_far = seen.entry(chain).or_default();
+    let visit = |Known { chain, sequence, hash }| {
+        let so_far: &mut Progress = seen.entry(chain).or_default();
         if sequence > so_far.witnessed {
             *so_far = Progress { witnessed: sequence, read: (sequence, hash) };
         }
-    }
+    };
+    witnessed(store, visit).await?;
     Ok(seen)
 }
 

@@ -243,6 +243,11 @@ class EveryRpc(WithServer):
         self.assertIs(forged["intact"], False)
         missing = self.admin(AUDIT, "VerifyChain", {"known": [known | {"chain": "another"}]})
         self.assertEqual([judged["intact"] for judged in missing["chains"]], [False, True])
+        # Reports of progress, and the result in the last one.
+        self.called.add(f"{AUDIT}/VerifyTrail")
+        target = [self.server.address, f"{AUDIT}/VerifyTrail"]
+        reports = self.grpcurl("-d", json.dumps({"startAfter": [known]}), *target, headers=[self.bearer])
+        self.assertEqual(reports.count('"CHAIN_STATE_INTACT"'), 2, reports)
 
     def test_health(self):
         self.assertEqual(self.call(HEALTH, "Check"), {"status": "SERVING"})

@@ -44,8 +44,11 @@ const BATCH_INTROSPECT: &str = "/jeton.token.v1.TokenService/BatchIntrospect";
 
 /// Paths of the RPCs of the audit service whose messages may be longer: with a position or a head of
 /// each chain.
-const OF_ALL_CHAINS: [&str; 2] =
-    ["/jeton.admin.v1.AuditService/TailEvents", "/jeton.admin.v1.AuditService/VerifyChain"];
+const OF_ALL_CHAINS: [&str; 3] = [
+    "/jeton.admin.v1.AuditService/TailEvents",
+    "/jeton.admin.v1.AuditService/VerifyChain",
+    "/jeton.admin.v1.AuditService/VerifyTrail",
+];
 
 /// Implementation of all our gRPC services.
 #[derive(Clone)]

@@ -353,7 +353,8 @@ async fn every_change_that_is_answered_is_on_record() {
             | Rpc::ListKeys
             | Rpc::ListEvents
             | Rpc::TailEvents
-            | Rpc::VerifyChain => {
+            | Rpc::VerifyChain
+            | Rpc::VerifyTrail => {
                 unreachable!("they leave no record")
             }
         };

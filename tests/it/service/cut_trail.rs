@@ -25,12 +25,12 @@ async fn the_last_page_has_the_time_of_a_cut() {
     let key = ChainKey::new(Sealer::new(*master).derive("audit head"));
     let (server, store) = prepared.served().await;
     let time = |seconds: i64| Timestamp::from_seconds(START + seconds);
-    for n in 0..2_500 {
+    for n in 0..4_500 {
         let issued = Stamp::internal(time(n)).done(Action::TokenIssued, n.to_string());
         store.append_soon(issued).await.unwrap();
     }
     let chain = store.chains().await.unwrap().remove(0);
-    until(async || store.head(&chain).await.unwrap().unwrap().sequence >= 2_500).await;
+    until(async || store.head(&chain).await.unwrap().unwrap().sequence >= 4_500).await;
     // The time of the cut on each page.
     let list = async |start: Option<i64>| {
         let start_time = start.map(|millis| prost_types::Timestamp {
@@ -53,8 +53,8 @@ async fn the_last_page_has_the_time_of_a_cut() {
     };
     let whole = list(None).await;
     assert!(whole.len() > 2 && whole.iter().all(Option::is_none), "{whole:?}");
-    let retention = Retention { keep: Keep::Age(Duration::from_secs(1_000)), archive: None };
-    assert!(retention.pass(store.as_ref(), &key, time(2_500)).await.unwrap() > 0);
+    let retention = Retention { keep: Keep::Age(Duration::from_secs(2_000)), archive: None };
+    assert!(retention.pass(store.as_ref(), &key, time(4_500)).await.unwrap() > 0);
     let (_, mark) = store.cut_marks().await.unwrap().remove(0);
     let cut = mark.place.at.millis();
     for (start, expected) in [(None, Some(cut)), (Some(cut), Some(cut)), (Some(cut + 1), None)] {

@@ -43,3 +43,4 @@ mod tampered;
 mod tenants;
 mod timing;
 mod token;
+mod verification;

@@ -104,7 +104,7 @@ async fn no_administrator_reaches_into_another_tenant() {
                     Rpc::ListKeys | Rpc::RotateKeys | Rpc::RevokeKey | Rpc::RevokeSigner => {
                         Code::PermissionDenied
                     }
-                    Rpc::RevokeSubject | Rpc::RevokeToken | Rpc::VerifyChain => {
+                    Rpc::RevokeSubject | Rpc::RevokeToken | Rpc::VerifyChain | Rpc::VerifyTrail => {
                         Code::PermissionDenied
                     }
                     Rpc::AssignAudience => Code::PermissionDenied,
@@ -341,6 +341,7 @@ async fn administrators_reach_what_they_govern() {
                     | Rpc::RevokeSubject
                     | Rpc::RevokeToken
                     | Rpc::VerifyChain
+                    | Rpc::VerifyTrail
                     | Rpc::AssignAudience
             );
             if operators && !by_operator {

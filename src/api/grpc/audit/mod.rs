@@ -2,41 +2,38 @@
 
 mod events;
 mod tail;
+mod verify;
 
 use std::pin::Pin;
 
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
-use self::events::{shown, wire};
+use self::events::shown;
 use super::{
     GrpcServices, into_response, pages,
     parse::{optional, required, time, timestamp},
 };
 use crate::{
-    admin::{
-        AdminScope,
-        audit::{Known, Verdict},
-    },
+    admin::AdminScope,
     error::{Error, Result},
     model::{
         ClientId, Place, Principal, SecretId, Timestamp,
-        digits::{hex, unhex},
         event::{Filter, Outcome},
     },
     proto::admin::{
-        self as proto, ChainState, ChainVerdict, Event, EventFilter, KnownHead, ListEventsRequest,
-        ListEventsResponse, TailEventsRequest, TailEventsResponse, VerifyChainRequest,
-        VerifyChainResponse, audit_service_server::AuditService, principal::Kind,
+        self as proto, Event, EventFilter, ListEventsRequest, ListEventsResponse,
+        TailEventsRequest, TailEventsResponse, VerifyChainRequest, VerifyChainResponse,
+        VerifyTrailRequest, VerifyTrailResponse, audit_service_server::AuditService,
+        principal::Kind,
     },
 };
-
-/// Maximum heads that a caller may compare with the chains in one call.
-const KNOWN_MAX: usize = 10_000;
 
 #[tonic::async_trait]
 impl AuditService for GrpcServices {
     type TailEventsStream = Pin<Box<dyn Stream<Item = Result<TailEventsResponse, Status>> + Send>>;
+    type VerifyTrailStream =
+        Pin<Box<dyn Stream<Item = Result<VerifyTrailResponse, Status>> + Send>>;
 
     async fn list_events(
         &self,
@@ -108,20 +105,23 @@ impl AuditService for GrpcServices {
         into_response(
             async {
                 let admin = self.admin(&call, &request, AdminScope::Audit).await?;
-                let VerifyChainRequest { chain, known } = request.into_inner();
-                let only = (!chain.is_empty()).then_some(chain.as_str());
-                let known = heads(known, only)?;
-                let verdicts = self.services.admin.audit.verify(&admin, only, &known).await?;
-                if only.is_some() && verdicts.is_empty() {
-                    return Err(Error::NotFound("chain"));
-                }
-                let state = verdicts.iter().map(state).max().unwrap_or(ChainState::Intact);
-                Ok(VerifyChainResponse {
-                    intact: Some(state == ChainState::Intact),
-                    state: state.into(),
-                    checked: wire(verdicts.iter().map(|verdict| verdict.checked).sum()),
-                    chains: verdicts.into_iter().map(judged).collect(),
-                })
+                self.verify_in_one_go(&admin, request.into_inner()).await
+            }
+            .await,
+        )
+    }
+
+    async fn verify_trail(
+        &self,
+        request: Request<VerifyTrailRequest>,
+    ) -> Result<Response<Self::VerifyTrailStream>, Status> {
+        let call = Self::call_context(&request)?;
+        into_response(
+            async {
+                let admin = self.admin(&call, &request, AdminScope::Audit).await?;
+                let request = verify::parsed(request.into_inner())?;
+                let permit = self.services.admin.audit.permit_verification(&admin)?;
+                Ok(self.stream_verification(admin, permit, request))
             }
             .await,
         )
@@ -178,50 +178,6 @@ fn secret(text: &str) -> Result<Option<(ClientId, SecretId)>> {
     let parts = text.split_once('/');
     let (client, id) = parts.ok_or_else(|| Error::field(FIELD, "must be CLIENT/SECRET"))?;
     Ok(Some((required(FIELD, client)?, required(FIELD, id)?)))
-}
-
-/// Parses heads that the caller saved outside the store.
-fn heads(known: Vec<KnownHead>, only: Option<&str>) -> Result<Vec<Known>> {
-    if known.len() > KNOWN_MAX {
-        return Err(Error::field("known", "must have at most 10000 entries"));
-    }
-    let head = |KnownHead { chain, sequence, hash }: KnownHead| {
-        let sequence = u64::try_from(sequence).ok().filter(|sequence| *sequence > 0);
-        let sequence = sequence.ok_or_else(|| Error::field("known.sequence", "must be above 0"))?;
-        if chain.is_empty() || only.is_some_and(|only| only != chain) {
-            return Err(Error::field("known.chain", "must name a chain that the request verifies"));
-        }
-        let hash = unhex(&hash.to_ascii_lowercase())
-            .ok_or_else(|| Error::field("known.hash", "must be 64 hexadecimal digits"))?;
-        Ok(Known { chain: chain.into(), sequence, hash })
-    };
-    known.into_iter().map(head).collect()
-}
-
-/// Converts a verdict, in the order of the enum: the worst is the greatest.
-fn state(verdict: &Verdict) -> ChainState {
-    match verdict.flaw {
-        Some(_) => ChainState::Broken,
-        None if verdict.is_end_sure => ChainState::Intact,
-        None => ChainState::EndNotSure,
-    }
-}
-
-fn judged(verdict: Verdict) -> ChainVerdict {
-    let state = state(&verdict);
-    let (first_bad, problem) = verdict.flaw.unwrap_or_default();
-    ChainVerdict {
-        chain: verdict.chain.as_ref().to_owned(),
-        intact: Some(state == ChainState::Intact),
-        state: state.into(),
-        witnessed_sequence: wire(verdict.witnessed),
-        cut_sequence: wire(verdict.cut),
-        checked: wire(verdict.checked),
-        first_bad_sequence: wire(first_bad),
-        problem,
-        head_sequence: wire(verdict.head.0),
-        head_hash: hex(&verdict.head.1),
-    }
 }
 
 /// Parses the actor of a filter.

@@ -73,7 +73,7 @@ impl GrpcServices {
 }
 
 /// Resolves when the server is to stop.
-async fn stopped(stopping: &mut watch::Receiver<bool>) {
+pub(super) async fn stopped(stopping: &mut watch::Receiver<bool>) {
     let _ = stopping.wait_for(|stopping| *stopping).await;
 }
 

@@ -47,7 +47,7 @@ pub(super) async fn has(store: &dyn Store, count: u64) {
 }
 
 /// Bound that keeps the records after `sequence`, at the time of the record `count`.
-fn keep_after(sequence: u64, count: u64) -> (Keep, Timestamp) {
+pub(super) fn keep_after(sequence: u64, count: u64) -> (Keep, Timestamp) {
     (Keep::Age(Duration::from_secs(count - sequence)), NOW + Duration::from_secs(count))
 }
 

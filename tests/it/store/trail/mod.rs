@@ -8,4 +8,5 @@ mod kept;
 mod lists;
 pub(crate) mod mongodb;
 mod size;
+mod verification;
 mod windows;

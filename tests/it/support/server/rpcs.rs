@@ -5,7 +5,7 @@ use jeton::proto::admin::{
     DisableClientRequest, EnableClientRequest, EventFilter, GetClientRequest, ListAudiencesRequest,
     ListClientsRequest, ListEventsRequest, ListKeysRequest, ReleaseAudienceRequest,
     RetireSecretRequest, RevokeAllRequest, RevokeKeyRequest, RotateKeysRequest, TailEventsRequest,
-    UpdateClientRequest, VerifyChainRequest, revoke_all_request::Target,
+    UpdateClientRequest, VerifyChainRequest, VerifyTrailRequest, revoke_all_request::Target,
 };
 use tonic::{Request, Status};
 
@@ -38,11 +38,12 @@ pub enum Rpc {
     ListEvents,
     TailEvents,
     VerifyChain,
+    VerifyTrail,
 }
 
 impl Rpc {
     /// In an order in which each can follow the one before, on the same mark.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::CreateClient,
         Self::GetClient,
         Self::ListClients,
@@ -63,6 +64,7 @@ impl Rpc {
         Self::ListEvents,
         Self::TailEvents,
         Self::VerifyChain,
+        Self::VerifyTrail,
         Self::ListKeys,
         Self::RotateKeys,
         Self::RevokeKey,
@@ -79,7 +81,9 @@ impl Rpc {
             | Self::RevokeFamily
             | Self::RevokeSigner
             | Self::RevokeToken => "jeton:admin:revocations",
-            Self::ListEvents | Self::TailEvents | Self::VerifyChain => "jeton:admin:audit",
+            Self::ListEvents | Self::TailEvents | Self::VerifyChain | Self::VerifyTrail => {
+                "jeton:admin:audit"
+            }
             Self::CreateClient
             | Self::GetClient
             | Self::ListClients
@@ -120,7 +124,8 @@ impl Rpc {
             | Self::ListKeys
             | Self::ListEvents
             | Self::TailEvents
-            | Self::VerifyChain => {
+            | Self::VerifyChain
+            | Self::VerifyTrail => {
                 return None;
             }
         })
@@ -288,6 +293,16 @@ impl TestServer {
                 call!(self.audit(), tail_events, TailEventsRequest { filter, ..Default::default() })
             }
             Rpc::VerifyChain => call!(self.audit(), verify_chain, VerifyChainRequest::default()),
+            Rpc::VerifyTrail => {
+                let mut request = Request::new(VerifyTrailRequest::default());
+                *request.metadata_mut() = dressed;
+                let mut reports = self.audit().verify_trail(request).await?.into_inner();
+                let mut answer = String::new();
+                while let Some(report) = reports.message().await? {
+                    answer = format!("{report:?}");
+                }
+                Ok(answer)
+            }
         }
     }
 }
