@@ -13,12 +13,13 @@ use super::{
     output::Output,
     render,
     tail::Tail,
+    verify::Verify,
 };
 use crate::{
     model::event::Action,
     proto::admin::{
-        ChainState, ChainVerdict, Event, EventFilter, KnownHead, ListEventsRequest, Principal,
-        VerifyChainRequest, audit_service_client::AuditServiceClient, principal::Kind,
+        Event, EventFilter, ListEventsRequest, Principal, audit_service_client::AuditServiceClient,
+        principal::Kind,
     },
 };
 
@@ -57,15 +58,12 @@ enum AuditCommand {
     /// Verify every audit chain: find removed, altered, reordered or truncated records; exit with 1
     /// if there are any. "end not sure" (exit with 0): the node is not running and did not close
     /// its chain, so its newest records may be missing
-    Verify {
-        /// Verify only this chain
-        #[arg(long, value_name = "NAME")]
-        chain: Option<String>,
-        /// Chain head saved earlier, CHAIN:SEQUENCE:HASH, repeatable; detects a truncated or
-        /// removed chain
-        #[arg(long, value_name = "HEAD", value_parser = head)]
-        known: Vec<KnownHead>,
-    },
+    ///
+    /// Prints the result of each chain as soon as it is there. A run that was stopped or failed
+    /// exits with another code than 0 and 1, and prints the place reached: a later run with
+    /// --from-head continues there. With --data-dir, --store, --store-file or --config it needs no
+    /// server but the master key, and changes nothing.
+    Verify(Box<Verify>),
 }
 
 /// Filter of events.
@@ -144,22 +142,6 @@ fn check_action(text: &str) -> Result<(), Failure> {
     ))
 }
 
-/// Parses `CHAIN:SEQUENCE:HASH`, as `audit verify` prints it; a chain's name may contain colons.
-fn head(text: &str) -> Result<KnownHead, String> {
-    let problem = || "must be CHAIN:SEQUENCE:HASH, as `jeton audit verify` prints it".to_owned();
-    let mut parts = text.rsplitn(3, ':');
-    let (hash, sequence, chain) = (parts.next(), parts.next(), parts.next());
-    let hash = hash
-        .filter(|hash| !hash.is_empty() && hash.bytes().all(|b| b.is_ascii_hexdigit()))
-        .ok_or_else(problem)?;
-    let sequence = sequence
-        .and_then(|text| text.parse().ok())
-        .filter(|sequence| *sequence > 0)
-        .ok_or_else(problem)?;
-    let chain = chain.filter(|chain| !chain.is_empty()).ok_or_else(problem)?;
-    Ok(KnownHead { chain: chain.to_owned(), sequence, hash: hash.to_owned() })
-}
-
 impl Command {
     pub(super) async fn run(
         &self,
@@ -171,7 +153,9 @@ impl Command {
             AuditCommand::List { filter, .. } | AuditCommand::Tail { filter, .. } => {
                 filter.message()?
             }
-            AuditCommand::Verify { .. } => EventFilter::default(),
+            AuditCommand::Verify(verify) => {
+                return verify.run(output, &self.remote, SCOPE, environment).await;
+            }
         };
         let remote = Remote::open(&self.remote, environment).await?;
         match &self.command {
@@ -181,11 +165,8 @@ impl Command {
             AuditCommand::Tail { from_last, .. } => {
                 Tail::new(output, remote, SCOPE, filter, from_last.clone())?.run().await
             }
-            AuditCommand::Verify { chain, known } => {
-                let chain = chain.clone().unwrap_or_default();
-                let request = VerifyChainRequest { chain, known: known.clone() };
-                verify(output, &Admin::open(remote, SCOPE).await?, request).await
-            }
+            // Has run above.
+            AuditCommand::Verify(_) => Ok(()),
         }
     }
 }
@@ -250,65 +231,6 @@ async fn list(
     output.table(&header, &events.iter().map(row).collect::<Vec<_>>(), &spare)
 }
 
-/// Prints a line for each chain, which begins with the head to save, and a summary.
-async fn verify(output: Output, admin: &Admin, request: VerifyChainRequest) -> Result<(), Failure> {
-    let answer = AuditServiceClient::new(admin.channel())
-        .verify_chain(admin.request(request))
-        .await?
-        .into_inner();
-    let (intact, state) = (answer.intact.unwrap_or(false), answer.state());
-    if output.json {
-        let (chains, state): (Vec<_>, _) =
-            (answer.chains.iter().map(render::verdict).collect(), render::state(state));
-        output.document(&json!({
-            "intact": intact, "state": state, "checked": answer.checked, "chains": chains,
-        }))?;
-    } else {
-        for chain in &answer.chains {
-            output.line(&crate::telemetry::escape(&verdict(chain)))?;
-        }
-        let word = render::state(state);
-        let (chains, records) = (answer.chains.len(), answer.checked);
-        output.line(&format!(
-            "{word}: {chains} chain{}, {records} records",
-            if chains == 1 { "" } else { "s" }
-        ))?;
-    }
-    match state {
-        ChainState::Intact | ChainState::EndNotSure => Ok(()),
-        ChainState::Broken | ChainState::Unspecified => Err(Failure::Code(1)),
-    }
-}
-
-fn verdict(chain: &ChainVerdict) -> String {
-    let ChainVerdict {
-        chain: name,
-        checked,
-        first_bad_sequence,
-        problem,
-        head_sequence,
-        head_hash,
-        ..
-    } = chain;
-    let head = format!("{name}:{head_sequence}:{head_hash}");
-    match chain.state() {
-        ChainState::Intact => format!("{head}  intact, {checked} records"),
-        ChainState::EndNotSure => {
-            let witnessed = chain.witnessed_sequence;
-            format!(
-                "{head}  end not sure, {checked} records; the node stopped without closing the \
-                 chain; other nodes confirm it up to record {witnessed}"
-            )
-        }
-        ChainState::Broken | ChainState::Unspecified => {
-            format!(
-                "{head}  broken at record {first_bad_sequence}: {problem}; {checked} records \
-                 before it"
-            )
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -322,41 +244,6 @@ mod tests {
             let failure = check_action(bad).unwrap_err();
             assert_eq!(failure.exit_code(), 64, "{bad}");
             assert!(failure.to_string().contains("token.issued, "), "{failure}");
-        }
-    }
-
-    #[test]
-    fn a_head_is_read_as_it_is_printed() {
-        let read =
-            |text| head(text).map(|KnownHead { chain, sequence, hash }| (chain, sequence, hash));
-        assert_eq!(read("node-1:12:00ffAA"), Ok(("node-1".to_owned(), 12, "00ffAA".to_owned())));
-        assert_eq!(read("a:1:b:12:00"), Ok(("a:1:b".to_owned(), 12, "00".to_owned())));
-        let verdict = ChainVerdict {
-            chain: "a:7".to_owned(),
-            head_sequence: 3,
-            head_hash: "ab".to_owned(),
-            ..Default::default()
-        };
-        let line = super::verdict(&verdict);
-        assert_eq!(
-            read(line.split_whitespace().next().unwrap()),
-            Ok(("a:7".to_owned(), 3, "ab".to_owned()))
-        );
-        let not_sure = ChainVerdict {
-            state: ChainState::EndNotSure.into(),
-            checked: 3,
-            witnessed_sequence: 2,
-            ..verdict
-        };
-        let line = super::verdict(&not_sure);
-        assert_eq!(
-            line,
-            "a:7:3:ab  end not sure, 3 records; the node stopped without closing the chain; other \
-             nodes confirm it up to record 2"
-        );
-        for bad in ["12:00", ":12:00", "n:x:00", "n:0:00", "n:-1:00", "n:12:", "n:12:zz", "", "::"]
-        {
-            assert!(head(bad).is_err(), "{bad}");
         }
     }
 }

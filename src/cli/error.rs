@@ -18,6 +18,7 @@ Exit codes:
   3   rejected by the server: not authenticated, not permitted, invalid, too many requests
   4   server unreachable, or no reply in time
   5   not found
+  6   not completed (audit verify): nothing is known of the rest
   64  invalid configuration";
 
 /// Failure of a command.
@@ -36,6 +37,10 @@ pub(super) enum Failure {
         /// Error of the operating system.
         source: io::Error,
     },
+    /// An object that does not exist, in a store that is read without a server.
+    NotFound(&'static str),
+    /// Failure of a check that has no result.
+    NotCompleted(Box<Self>),
     /// Anything else, in one line.
     Other(String),
     /// A failure that is already printed, with its exit code.
@@ -128,13 +133,28 @@ impl Failure {
             // The reader of our output closed the pipe: that is no failure.
             Self::Io { source, .. } if source.kind() == io::ErrorKind::BrokenPipe => 0,
             Self::Io { .. } | Self::Other(_) => 1,
+            Self::NotFound(_) => 5,
+            Self::NotCompleted(cause) => match cause.exit_code() {
+                // Neither is the result of a check.
+                0 | 1 => 6,
+                code => code,
+            },
             Self::Code(code) => *code,
         }
     }
 
     /// Returns true if nothing is left to print.
     pub(super) fn is_silent(&self) -> bool {
-        matches!(self, Self::Code(_)) || self.exit_code() == 0
+        match self {
+            Self::Code(_) => true,
+            Self::NotCompleted(cause) => cause.is_silent(),
+            Self::Usage(_)
+            | Self::Remote(_)
+            | Self::Config(_)
+            | Self::Io { .. }
+            | Self::NotFound(_)
+            | Self::Other(_) => self.exit_code() == 0,
+        }
     }
 
     /// Returns true if the same call may succeed later.
@@ -144,14 +164,27 @@ impl Failure {
 
     /// Next step for the user, if one is known.
     fn hint(&self) -> Option<String> {
-        let Self::Remote(refusal) = self else { return None };
-        refusal.hint()
+        self.refusal()?.hint()
+    }
+
+    /// The status of the failed call.
+    fn refusal(&self) -> Option<&RemoteError> {
+        match self {
+            Self::Remote(refusal) => Some(refusal),
+            Self::NotCompleted(cause) => cause.refusal(),
+            Self::Usage(_)
+            | Self::Config(_)
+            | Self::Io { .. }
+            | Self::NotFound(_)
+            | Self::Other(_)
+            | Self::Code(_) => None,
+        }
     }
 
     /// For people, on stderr.
     pub(super) fn text(&self) -> String {
         let mut text = format!("error: {self}");
-        if let Self::Remote(refusal) = self {
+        if let Some(refusal) = self.refusal() {
             let fields =
                 refusal.fields.iter().map(|(field, problem)| format!("{field}: {problem}"));
             // The server's message is the only field error, or one above several.
@@ -168,7 +201,7 @@ impl Failure {
     /// For programs, on stderr.
     pub(super) fn json(&self) -> Value {
         let (mut code, mut reason, mut fields) = (Value::Null, Value::Null, json!({}));
-        if let Self::Remote(refusal) = self {
+        if let Some(refusal) = self.refusal() {
             code = format!("{:?}", refusal.code).into();
             reason = refusal.reason.clone().into();
             fields = refusal
@@ -197,6 +230,8 @@ impl fmt::Display for Failure {
             Self::Remote(refusal) => write!(f, "{}: {}", refusal.reason, refusal.message),
             Self::Config(error) => error.fmt(f),
             Self::Io { action, source } => write!(f, "{action}: {source}"),
+            Self::NotFound(what) => write!(f, "{what} not found"),
+            Self::NotCompleted(cause) => cause.fmt(f),
             Self::Code(code) => write!(f, "exit code {code}"),
         }
     }
@@ -403,5 +438,12 @@ mod tests {
         assert_eq!(Failure::Usage(String::new()).exit_code(), 2);
         let pipe = Failure::io("write")(io::ErrorKind::BrokenPipe.into());
         assert!(pipe.is_silent() && pipe.exit_code() == 0);
+        // A check without a result is neither fine nor has it found a problem.
+        let ended = Failure::NotCompleted(Box::new(pipe));
+        assert!(ended.is_silent() && ended.exit_code() == 6);
+        let other = Failure::NotCompleted(Box::new(Failure::Other("stopped".to_owned())));
+        assert!(!other.is_silent() && other.exit_code() == 6);
+        let away = Failure::from(Status::new(Code::Unavailable, ""));
+        assert_eq!(Failure::NotCompleted(Box::new(away)).exit_code(), 4);
     }
 }

@@ -1,6 +1,7 @@
 //! The command line: one file per command group. Data goes to stdout, messages go to stderr;
 //! `--json` is for programs; the exit codes are those of `error`. All commands except `serve`,
-//! `doctor`, `export`, `import` and `admin` use the same RPCs as any other client.
+//! `doctor`, `export`, `import` and `admin`, and `audit verify` of a store, use the same RPCs as any
+//! other client.
 
 mod admin;
 mod args;
@@ -30,6 +31,7 @@ mod token;
 mod token_cache;
 mod transfer;
 mod trust;
+mod verify;
 
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
@@ -228,6 +230,9 @@ mod tests {
             "jeton audit tail --outcome refused",
             "jeton audit tail --json --from-last /var/lib/forwarder/place",
             "jeton audit verify --chain node-1 --known node-1:7:00ff --known node-2:9:00ff",
+            "jeton audit verify --from-head heads --address h:1 --timeout 1s --json",
+            "jeton audit verify --data-dir /d --known node-1:7:00ff",
+            "jeton audit verify --store-file f --config c --from-head heads",
             "jeton export",
             "jeton export backup.ndjson --data-dir /d",
             "jeton import backup.ndjson --accept-rollback",

@@ -44,6 +44,16 @@ pub(super) struct Settings {
     insecure: bool,
 }
 
+impl StoreSettings {
+    /// Returns true if a flag names a store or its configuration.
+    pub(super) const fn is_given(&self) -> bool {
+        self.config.is_some()
+            || self.data_dir.is_some()
+            || self.store.is_some()
+            || self.store_file.is_some()
+    }
+}
+
 impl From<StoreSettings> for Settings {
     fn from(store: StoreSettings) -> Self {
         Self { store, ..Self::default() }

@@ -324,6 +324,13 @@ fn sealer(config: &Config, why: &str) -> Result<Sealer, Failure> {
     key.map(Sealer::new).map_err(refused)
 }
 
+/// Opens the audit chains of the configured store to read them, with their key.
+pub(super) async fn trail(config: &Config) -> Result<(ChainKey, stores::StoredTrail), Failure> {
+    let key = chain_key(&sealer(config, "required to verify the seals of audit chains")?);
+    let trail = stores::trail(config, key.clone()).await?;
+    Ok((key, trail))
+}
+
 fn chain_key(sealer: &Sealer) -> ChainKey {
     ChainKey::new(sealer.derive("audit head"))
 }

@@ -1,11 +1,12 @@
 //! The stores of a transfer: a data directory or a shared store, as configured.
 
 use crate::{
+    admin::audit::Known,
     cli::error::Failure,
     config::Config,
     crypto::chain::ChainKey,
     store::{
-        Store,
+        ChainReader, Store,
         embedded::{self, Embedded},
         shared,
         transfer::{ExportSource, ImportTarget},
@@ -24,6 +25,34 @@ pub(in crate::cli) async fn source(
     }
     let export = shared::export(&config.store.address()?, key, config.store.call_timeout()).await;
     export.map_err(|error| refused(&error))
+}
+
+/// Audit chains of a store that is only read.
+pub(in crate::cli) struct StoredTrail {
+    pub(in crate::cli) chains: Box<dyn ChainReader>,
+    /// Newest record that an embedded store is known to have had.
+    pub(in crate::cli) last_acknowledged: Option<Known>,
+}
+
+/// Opens the audit chains of the configured store.
+pub(in crate::cli) async fn trail(config: &Config, key: ChainKey) -> Result<StoredTrail, Failure> {
+    if !config.store.is_shared() {
+        if !Embedded::is_in(&config.data_dir) {
+            let problem = format!("{} holds no store", config.data_dir.display());
+            return Err(Failure::setting("data_dir", problem));
+        }
+        let chains = Embedded::stored_chains(&config.data_dir, key);
+        let chains = chains.map_err(|error| refused_embedded(&error))?;
+        let last_acknowledged = chains.last_acknowledged().map(|(chain, sequence, hash)| Known {
+            chain,
+            sequence,
+            hash,
+        });
+        return Ok(StoredTrail { chains: Box::new(chains), last_acknowledged });
+    }
+    let chains = shared::chains(&config.store.address()?, key, config.store.call_timeout()).await;
+    let chains = chains.map_err(|error| refused(&error))?;
+    Ok(StoredTrail { chains, last_acknowledged: None })
 }
 
 /// Store that is imported into.

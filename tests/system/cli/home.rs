@@ -51,6 +51,10 @@ impl Following {
         self.lines.recv_timeout(patience).ok()
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Sends a signal by its name.
     pub(crate) fn signal(&self, name: &str) {
         signal(self.child.id(), name);

@@ -14,5 +14,6 @@ mod timeouts;
 mod tls;
 mod token_cache;
 mod tokens;
+mod trail;
 mod transfer;
 mod unread;
