@@ -1,5 +1,6 @@
-//! Times of lists over a long audit trail: writes records into a data directory through the store,
-//! sealed and chained as a server's are, and lists them with each filter.
+//! Times of lists and of a verification over a long audit trail: writes records into a data directory
+//! through the store, sealed and chained as a server's are, lists them with each filter, and verifies
+//! them.
 //!
 //! `cargo bench --bench trail -- --records 10000000 --dir /var/tmp/trail` (or `--profile dev`); a
 //! directory that has as many records is only read. `jeton serve --data-dir` serves it.
@@ -13,6 +14,7 @@
 use std::{path::PathBuf, time::Instant};
 
 use jeton::{
+    admin::audit::{Known, Step, Verification, VerifyRequest},
     crypto::{chain::ChainKey, master, seal::Sealer},
     model::{
         Action, Event, FamilyId, Principal, Stamp, Timestamp,
@@ -95,7 +97,7 @@ async fn main() {
     std::fs::create_dir_all(&dir).unwrap();
     let master = master::load_or_make(&dir.join("master.key"), true).unwrap();
     let key = ChainKey::new(Sealer::new(*master).derive("audit head"));
-    let store = Embedded::open(&dir, "node-1", key).unwrap();
+    let store = Embedded::open(&dir, "node-1", key.clone()).unwrap();
     let written = store.head("node-1").await.unwrap().map_or(0, |head| head.sequence);
 
     let began = Instant::now();
@@ -116,6 +118,7 @@ async fn main() {
     let tenant = |tenant: &str| Some(tenant.parse().unwrap());
     let old = event(records / 100 + 7, records);
     let time = Timestamp::from_millis;
+    let last = event(records, records).at.millis() - 1_000;
     println!("{:44} {:>10} {:>10}", "filter", "first, ms", "100, ms");
     for (name, filter) in [
         ("none", of()),
@@ -129,6 +132,7 @@ async fn main() {
         ("tenant rare (1 record)", Filter { tenant: tenant("rare"), ..of() }),
         ("tenant tenant-3", Filter { tenant: tenant("tenant-3"), ..of() }),
         ("until the first minute", Filter { to: Some(time(FIRST + 60_000)), ..of() }),
+        ("since the last second", Filter { from: Some(time(last)), ..of() }),
         (
             "client client-007, refused",
             Filter { actor: actor("client-007"), outcome: Some(Outcome::Refused), ..of() },
@@ -156,7 +160,35 @@ async fn main() {
         }
         println!("{name:44} {:>10.2} {:>10.2}", times[0], times[1]);
     }
+
+    println!("{:44} {:>10} {:>10}", "verification", "all, s", "records/s");
+    let middle = store.chain("node-1", records / 2, 1).await.unwrap().remove(0);
+    let middle = Known { chain: middle.chain, sequence: middle.sequence, hash: middle.hash };
+    verify("in the store", &store, &key, Vec::new()).await;
+    verify("in the store, from the middle", &store, &key, vec![middle]).await;
     store.close().await.unwrap();
+    let stored = Embedded::stored_chains(&dir, key.clone()).unwrap();
+    verify("without a server", &stored, &key, Vec::new()).await;
+}
+
+async fn verify<S: jeton::store::ChainReader>(
+    name: &str,
+    store: &S,
+    key: &ChainKey,
+    from: Vec<Known>,
+) {
+    let began = Instant::now();
+    let request = VerifyRequest { from, ..VerifyRequest::default() };
+    let mut verification = Verification::begin(store, key, request).await.unwrap();
+    loop {
+        match verification.step().await.unwrap() {
+            Step::Records => {}
+            Step::Chain(verdict) => assert_eq!(verdict.flaw, None),
+            Step::End => break,
+        }
+    }
+    let (seconds, (checked, _)) = (began.elapsed().as_secs_f64(), verification.progress());
+    println!("{name:44} {seconds:>10.2} {:>10.0}", checked as f64 / seconds);
 }
 
 fn action(name: &str) -> Filter {
