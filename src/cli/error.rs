@@ -120,6 +120,12 @@ impl Failure {
         matches!(self, Self::Remote(refusal) if refusal.reason == reason)
     }
 
+    /// Reason that the server gave; `None` if it gave none.
+    pub(super) fn reason(&self) -> Option<String> {
+        let Self::Remote(refusal) = self else { return None };
+        Some(refusal.reason.clone()).filter(|reason| !reason.is_empty())
+    }
+
     /// Returns true if the server refused this field of the request.
     pub(super) fn blames(&self, field: &str) -> bool {
         matches!(self, Self::Remote(refusal) if refusal.fields.iter().any(|(name, _)| name == field))

@@ -7,6 +7,7 @@ mod admin;
 mod args;
 mod audience;
 mod audit;
+mod bench;
 mod cause;
 mod client;
 mod config;
@@ -92,6 +93,8 @@ enum Command {
     /// Repair a store with its master key, without a server: create an administrator, reset the
     /// clock
     Admin(offline::Command),
+    /// Put load on a running server and measure its calls: jeton bench introspect
+    Bench(bench::Command),
     /// Check a deployment and suggest fixes
     Doctor(doctor::Command),
     /// Show the effective configuration
@@ -152,6 +155,7 @@ fn execute(
         Command::Import(command) => block_on(command.run(output, environment)),
         Command::VerifyArchive(command) => command.run(output, environment),
         Command::Admin(command) => block_on(command.run(output, environment)),
+        Command::Bench(command) => block_on_all(command.run(output, environment)),
         Command::Doctor(command) => block_on(command.run(output, environment)),
         Command::Config(command) => command.run(output, environment),
         Command::Context(command) => command.run(output, environment),
@@ -167,8 +171,19 @@ fn execute(
 
 /// Runs a command on one thread: enough for one that calls a server.
 fn block_on(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(Failure::io("cannot start the runtime"))?;
+    run_on(&mut tokio::runtime::Builder::new_current_thread(), work)
+}
+
+/// Runs a command on a thread for each processor.
+fn block_on_all(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    run_on(&mut tokio::runtime::Builder::new_multi_thread(), work)
+}
+
+fn run_on(
+    runtime: &mut tokio::runtime::Builder,
+    work: impl Future<Output = Result<(), Failure>>,
+) -> Result<(), Failure> {
+    let runtime = runtime.enable_all().build().map_err(Failure::io("cannot start the runtime"))?;
     let done = runtime.block_on(Box::pin(work));
     // A lookup of a name that is not answered is not waited for.
     runtime.shutdown_background();
@@ -239,6 +254,8 @@ mod tests {
             "jeton admin reset --data-dir /d --client-id a --secret-out f",
             "jeton admin reset --store mongodb://h/d --json",
             "jeton admin reset-clock --data-dir /d --yes",
+            "jeton bench introspect --connections 2 --in-flight 16 --duration 30s --warm-up 0s",
+            "jeton bench mixed --scope a --json --address id.example:443 --ca f",
             "jeton doctor --config /c",
             "jeton config show --json",
             "jeton context list",

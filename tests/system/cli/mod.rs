@@ -1,6 +1,7 @@
 //! The binary from end to end: a server as an operator starts it, and every command against it.
 
 mod administration;
+mod bench;
 mod contexts;
 mod home;
 mod records;
