@@ -71,11 +71,12 @@ impl TokenIssuer {
             let refused = rotate.event(verdict, &stamp, "", Some(&family));
             return Err(self.trail.refusal(refused, Error::InvalidGrant).await);
         }
-        let family = accept_rotation(rotation, call, &family)?;
+        accept_rotation(&rotation, call, &family)?;
         // The successor is derived anew for a caller that presents the spent token in time with a
         // secret that works.
         self.clients.still_authenticated(call, &authenticated).await?;
-        let refresh_token = Some(self.refresh_key.mint(family.id, family.generation, &family.salt));
+        let successor = presented.generation.saturating_add(1);
+        let refresh_token = Some(self.refresh_key.mint(family.id, successor, &family.salt));
         Ok(Issued { access_token, expires_in, refresh_token, scopes: granted.scopes().clone() })
     }
 
@@ -196,11 +197,11 @@ impl TokenIssuer {
     }
 }
 
-/// Returns the family of the token to return, if there is one; logs signs of theft.
-fn accept_rotation(rotation: Rotation, call: &Call, found: &Family) -> Result<Family> {
+/// Returns an error if there is no token to return; logs signs of theft.
+fn accept_rotation(rotation: &Rotation, call: &Call, found: &Family) -> Result<()> {
     let (id, client, peer) = (found.id, &found.client, call.peer.to_string());
     match rotation {
-        Rotation::Rotated(family) => return Ok(family),
+        Rotation::Rotated => return Ok(()),
         Rotation::Repeated(family) => {
             if family.answers.is_from_elsewhere(&peer) {
                 let rotated_by = &*family.answers.rotated_by;
@@ -209,7 +210,7 @@ fn accept_rotation(rotation: Rotation, call: &Call, found: &Family) -> Result<Fa
                     "refresh token repeated from another network address"
                 );
             }
-            return Ok(family);
+            return Ok(());
         }
         Rotation::Reused => {
             tracing::warn!(family = %id, %client, peer, "refresh token reused, family revoked");

@@ -25,8 +25,8 @@ use crate::model::{
 /// Outcome of presenting a refresh token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Rotation {
-    /// The token was current; the family after the rotation, one generation on.
-    Rotated(Family),
+    /// The token was current: the family is one generation on.
+    Rotated,
     /// The token was spent within the grace and its successor is unused; the family after the
     /// repetition.
     Repeated(Family),
@@ -51,7 +51,7 @@ impl Rotation {
             Self::Refused => Some(Decision::Refuse),
             Self::Unended(verdict) => Some(*verdict),
             Self::Unknown => Some(Decision::Unknown),
-            Self::Rotated(_) | Self::Repeated(_) | Self::Reused | Self::Shared(_) => None,
+            Self::Rotated | Self::Repeated(_) | Self::Reused | Self::Shared(_) => None,
         }
     }
 }

@@ -5,10 +5,11 @@ use std::sync::{Arc, Mutex};
 use futures_util::future::BoxFuture;
 use jeton::{
     crypto::chain::ChainKey,
-    store::{Store, embedded::Embedded, metered::Metered, mongo::Mongo},
+    store::{Change, Store, embedded::Embedded, metered::Metered, mongo::Mongo},
 };
 use tempfile::TempDir;
 
+use super::fixtures::Ear;
 use crate::support::{
     database::{self, Database},
     faulty::FaultyStore,
@@ -77,6 +78,22 @@ impl Bench {
     pub(crate) async fn settled(&self) {
         if let Kept::Database(own) = &self.kept {
             database::answered(own.uri()).await;
+        }
+    }
+
+    /// Asserts that a follower was notified of these changes and no others: in their order and once,
+    /// or in a shared store in any order and any number of times.
+    pub(crate) fn assert_heard(&self, ear: &Ear, expected: &[Change]) {
+        let heard = ear.heard();
+        match &self.kept {
+            Kept::Directory(_) => assert_eq!(heard, expected),
+            Kept::Database(_) => {
+                let (all, only) = (
+                    expected.iter().all(|change| heard.contains(change)),
+                    heard.iter().all(|change| expected.contains(change)),
+                );
+                assert!(all && only, "{heard:?} instead of {expected:?}");
+            }
         }
     }
 

@@ -215,7 +215,7 @@ impl Model {
                 let running = if family.answers.given > 1 { family.answers.running + 1 } else { 0 };
                 family.answers =
                     Answers { given: 1, running, rotated_by: peer.into(), repeated_by: "".into() };
-                Rotation::Rotated(family.clone())
+                Rotation::Rotated
             }
             Decision::Repeat => {
                 family.answers.given += 1;

@@ -144,7 +144,7 @@ mod mongodb {
             rotations
         };
         let rotations = hands(0).await;
-        let rotated = |rotation: &&Rotation| matches!(rotation, Rotation::Rotated(_));
+        let rotated = |rotation: &&Rotation| matches!(rotation, Rotation::Rotated);
         assert_eq!(rotations.iter().filter(rotated).count(), 1);
         let repeated = |rotation: &&Rotation| matches!(rotation, Rotation::Repeated(family) if family.generation == 1);
         assert_eq!(

@@ -102,7 +102,7 @@ impl Batch<'_> {
                         (row.family.id.0.as_bytes(), latest_expiry(&row.family).millis()),
                     )?;
                 }
-                Rotation::Rotated(row.family)
+                Rotation::Rotated
             }
             (Decision::Repeat, Some(mut row)) => {
                 row.family.answers = row.family.answers.repeated(&stamp.peer);

@@ -17,13 +17,13 @@ use mongodb::bson::{Bson, Document, doc};
 use tokio::{
     sync::{broadcast, mpsc, oneshot},
     task::JoinHandle,
-    time::{Instant, timeout},
+    time::{Instant, timeout, timeout_at},
 };
 use uuid::Uuid;
 
 use super::{
     node_lease::Node,
-    outbox::{CallerAlive, Entry, OutboxOwner},
+    outbox::{CallerWatch, Entry, OutboxOwner},
     outbox_cleaner::OutboxCleaner,
     records::{ChainTip, LATE_FIELD, PAGE_RECORDS, encoded, read_records, sealed, verify_tip},
 };
@@ -38,8 +38,10 @@ use crate::{
     },
 };
 
-/// Jobs in the queue; further callers wait for room.
+/// Jobs in the queue, by which the chain may be behind; further callers wait for room.
 const QUEUE_MAX: usize = 4_096;
+/// Delay of a command for records that no caller waits for, so that it has many of them.
+const BEHIND_DELAY: Duration = Duration::from_millis(20);
 /// Jobs in one command.
 const BATCH_MAX: usize = 512;
 /// Records by which a subscriber may lag behind.
@@ -146,24 +148,47 @@ impl ChainHandle {
         after < self.start_sequence
     }
 
+    /// Appends the entries of a document's outbox; returns before they are recorded. Waits for room
+    /// in the queue.
+    pub(crate) async fn append_behind(
+        &self,
+        entries: Vec<Entry>,
+        owner: OutboxOwner,
+    ) -> Result<(), MongoError> {
+        self.enqueue(Job { entries, owner: Some(owner), reply: None }).await
+    }
+
+    /// Waits until everything accepted before is durable; returns at once while writes fail.
+    pub(super) async fn await_pending(&self) -> Result<(), MongoError> {
+        if self.pending() == 0 || self.state.is_retrying.load(SeqCst) {
+            return Ok(());
+        }
+        self.append(Vec::new(), None).await
+    }
+
+    async fn enqueue(&self, job: Job) -> Result<(), MongoError> {
+        let queue = self.queue.load_full().ok_or(MongoError::Closed)?;
+        let place = timeout(self.deadline, queue.reserve()).await;
+        let place = place
+            .map_err(|_| MongoError::Timeout(self.deadline))?
+            .map_err(|_| MongoError::Closed)?;
+        if job.owner.is_some() {
+            self.state.in_flight().extend(job.entries.iter().map(|entry| entry.id));
+        }
+        self.state.pending.fetch_add(job.entries.len(), SeqCst);
+        place.send(job);
+        Ok(())
+    }
+
     /// Appends entries; returns once they are durable.
     pub(crate) async fn append(
         &self,
         entries: Vec<Entry>,
         owner: Option<OutboxOwner>,
     ) -> Result<(), MongoError> {
-        let queue = self.queue.load_full().ok_or(MongoError::Closed)?;
         let since = Instant::now();
-        let place = timeout(self.deadline, queue.reserve()).await;
-        let place = place
-            .map_err(|_| MongoError::Timeout(self.deadline))?
-            .map_err(|_| MongoError::Closed)?;
         let (reply, answer) = oneshot::channel();
-        if owner.is_some() {
-            self.state.in_flight().extend(entries.iter().map(|entry| entry.id));
-        }
-        self.state.pending.fetch_add(entries.len(), SeqCst);
-        place.send(Job { entries, owner, reply: Some(reply) });
+        self.enqueue(Job { entries, owner, reply: Some(reply) }).await?;
         let left = self.deadline.saturating_sub(since.elapsed());
         timeout(left, answer)
             .await
@@ -178,13 +203,7 @@ impl ChainHandle {
         if slow || self.state.is_retrying.load(SeqCst) {
             return self.append(vec![entry], None).await;
         }
-        let queue = self.queue.load_full().ok_or(MongoError::Closed)?;
-        let place = timeout(self.deadline, queue.reserve()).await;
-        let place =
-            place.map_err(|_| MongoError::TooManyPending)?.map_err(|_| MongoError::Closed)?;
-        self.state.pending.fetch_add(1, SeqCst);
-        place.send(Job { entries: vec![entry], owner: None, reply: None });
-        Ok(())
+        self.enqueue(Job { entries: vec![entry], owner: None, reply: None }).await
     }
 
     /// Returns true if this outbox entry is on its way into the chain.
@@ -241,14 +260,27 @@ struct ChainWriter {
 struct PreparedRecord {
     record: Arc<Record>,
     document: Document,
-    /// Liveness of the caller: see [`Entry::caller`].
-    caller: Option<CallerAlive>,
+    /// See [`Entry::caller`].
+    caller: Option<CallerWatch>,
+}
+
+/// Waits a moment for further jobs, unless a caller waits for one of these.
+async fn gather(queue: &mut mpsc::Receiver<Job>, jobs: &mut Vec<Job>) {
+    let until = Instant::now() + BEHIND_DELAY;
+    while jobs.len() < BATCH_MAX && jobs.iter().all(|job| job.reply.is_none()) {
+        let room = BATCH_MAX.saturating_sub(jobs.len());
+        // No further job: the time is over, or the chain is being closed.
+        if !matches!(timeout_at(until, queue.recv_many(jobs, room)).await, Ok(1..)) {
+            return;
+        }
+    }
 }
 
 impl ChainWriter {
     async fn serve(mut self, mut queue: mpsc::Receiver<Job>) {
         let mut jobs = Vec::with_capacity(BATCH_MAX);
         while queue.recv_many(&mut jobs, BATCH_MAX).await > 0 {
+            gather(&mut queue, &mut jobs).await;
             *self.state.writing_since() = Some(Instant::now());
             let written = self.write(&jobs).await;
             *self.state.writing_since() = None;
@@ -395,7 +427,7 @@ impl ChainWriter {
         // An earlier attempt may have been applied at any time since: after a failure it is unknown
         // whether the caller still waited then.
         let is_late = |prepared: &PreparedRecord| {
-            prepared.caller.is_some() && (is_retry || prepared.is_late())
+            prepared.is_late() || (is_retry && prepared.is_unanswered())
         };
         let late: Vec<bool> = prepared.iter().map(is_late).collect();
         let mut missing: Vec<Document> = prepared
@@ -442,7 +474,12 @@ impl ChainWriter {
 impl PreparedRecord {
     /// Returns true if its caller has got an error, and does not know the outcome.
     fn is_late(&self) -> bool {
-        self.caller.as_ref().is_some_and(|caller| !caller.is_alive())
+        self.caller.as_ref().is_some_and(CallerWatch::is_abandoned)
+    }
+
+    /// Returns true if its caller has no answer, so far.
+    fn is_unanswered(&self) -> bool {
+        self.caller.as_ref().is_some_and(|caller| !caller.is_answered())
     }
 
     /// Document to insert if it is written now.

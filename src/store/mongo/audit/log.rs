@@ -78,7 +78,7 @@ impl AuditLog {
         &self.node
     }
 
-    /// Builds the operation id and outbox entries for one document write.
+    /// Builds the outbox entries for one document write.
     pub(crate) fn change(
         &self,
         events: impl IntoIterator<Item = Event>,
@@ -88,13 +88,23 @@ impl AuditLog {
         Ok(audited)
     }
 
-    /// Records a change that was written.
+    /// Hands a change that was written to the chain; returns before it is recorded. Its events are
+    /// durable in the outbox. Waits while the chain is as far behind as it may be.
     pub(crate) async fn record(
         &self,
         audited: AuditedChange,
         owner: OutboxOwner,
     ) -> Result<(), MongoError> {
-        self.chain.append(audited.entries, Some(owner)).await
+        self.chain.append_behind(audited.entries, owner).await
+    }
+
+    /// Waits until every event that was accepted before is in the chain, so that a reader of the
+    /// trail finds what it has caused. A chain that cannot be written does not keep it from being
+    /// read.
+    pub(super) async fn await_pending(&self) {
+        if let Err(fault) = self.chain.await_pending().await {
+            tracing::debug!(%fault, "the audit chain is behind");
+        }
     }
 
     /// Records an event without a change; returns once it is durable.
@@ -110,6 +120,13 @@ impl AuditLog {
         self.chain.append_soon(Entry::new(event)?).await
     }
 
+    /// Waits as [`Self::await_pending`] does, before a chain is read that is this node's.
+    pub(super) async fn await_pending_of(&self, chain: &str) {
+        if self.node.name.as_ref() == chain {
+            self.await_pending().await;
+        }
+    }
+
     /// Notes that the caller of this entry got its answer: see [`OutboxCleaner::answered`].
     pub(crate) fn answered(&self, owner: OutboxOwner, entry: Uuid) {
         self.cleaner.answered(owner, entry);
@@ -120,8 +137,9 @@ impl AuditLog {
         self.cleaner.was_answered(entry)
     }
 
-    /// Removes all entries that are recorded from their outboxes.
+    /// Records all events that were accepted, and removes their entries from the outboxes.
     pub(crate) async fn flush(&self) {
+        self.await_pending().await;
         self.cleaner.flush().await;
     }
 

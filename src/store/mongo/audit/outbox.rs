@@ -1,7 +1,7 @@
 //! Transactional outbox of audit events. A change and its audit record are two documents, so the
 //! event is first written into the `outbox` of the changed document: one write, both or neither.
-//! Then it is appended to this node's chain, the operation returns, and later the entry is removed.
-//! Entries that a dead node left behind are recorded by another one.
+//! With that it is durable, and the operation returns. Then it is appended to this node's chain, and
+//! later the entry is removed. Entries that a dead node left behind are recorded by another one.
 //!
 //! | state of an entry | event | next | written where |
 //! |--|--|--|--|
@@ -16,7 +16,10 @@
 //! An entry carries a MAC under a key of the nodes, over its document and every field that recovery
 //! relies on: its place in an outbox proves nothing, since others can write to the database too.
 
-use std::sync::{Arc, Weak};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU8, Ordering::SeqCst},
+};
 
 use mongodb::bson::{Bson, Document, doc, serialize_to_vec};
 use uuid::Uuid;
@@ -28,23 +31,55 @@ use crate::{
     store::mongo::driver::{
         codec::{Fields, bytes, count, encode, uuid},
         error::MongoError,
+        group_commands::entries_in,
     },
 };
 
-/// Liveness of a caller, as seen by an operation that runs on without it.
-#[derive(Clone, Debug)]
-pub(crate) struct CallerAlive(Weak<()>);
+/// States of a caller.
+const WAITING: u8 = 0;
+const ANSWERED: u8 = 1;
+const ABANDONED: u8 = 2;
 
-impl CallerAlive {
-    /// Watches a guard that the caller's future holds until it has its answer, times out or is
-    /// dropped.
-    pub(crate) fn from_guard(guard: &Arc<()>) -> Self {
-        Self(Arc::downgrade(guard))
+/// Guard that the future of a caller holds. Dropped without [`Self::answered`], on timeout or
+/// because the caller disconnected, the caller has abandoned its call.
+pub(crate) struct CallerGuard(Arc<AtomicU8>);
+
+impl CallerGuard {
+    pub(crate) fn new() -> Self {
+        Self(Arc::new(AtomicU8::new(WAITING)))
     }
 
-    /// Returns true if the caller still waits for the answer.
-    pub(crate) fn is_alive(&self) -> bool {
-        self.0.strong_count() > 0
+    /// State of this caller, for an operation that runs on without it.
+    pub(crate) fn watch(&self) -> CallerWatch {
+        CallerWatch(self.0.clone())
+    }
+
+    /// Notes that the caller has its answer.
+    pub(crate) fn answered(self) {
+        self.0.store(ANSWERED, SeqCst);
+    }
+}
+
+impl Drop for CallerGuard {
+    fn drop(&mut self) {
+        // Fails if the caller was answered.
+        let _ = self.0.compare_exchange(WAITING, ABANDONED, SeqCst, SeqCst);
+    }
+}
+
+/// State of a caller, as seen by an operation that runs on without it.
+#[derive(Clone, Debug)]
+pub(crate) struct CallerWatch(Arc<AtomicU8>);
+
+impl CallerWatch {
+    /// Returns true if the caller got its answer.
+    pub(crate) fn is_answered(&self) -> bool {
+        self.0.load(SeqCst) == ANSWERED
+    }
+
+    /// Returns true if the caller waits no longer, without an answer.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.0.load(SeqCst) == ABANDONED
     }
 }
 
@@ -55,9 +90,8 @@ pub(crate) struct Entry {
     pub(crate) event: Event,
     /// Encoded event, as the chain's hash covers it.
     pub(crate) body: Vec<u8>,
-    /// Liveness of the caller, for an event whose answer is marked: dead once no caller waits for
-    /// the record.
-    pub(crate) caller: Option<CallerAlive>,
+    /// The caller, for an event whose answer is marked in the document.
+    pub(crate) caller: Option<CallerWatch>,
 }
 
 impl Entry {
@@ -72,10 +106,9 @@ impl Entry {
     }
 }
 
-/// Operation id and outbox entries of one document write.
+/// Outbox entries of one document write.
 #[derive(Clone)]
 pub(crate) struct AuditedChange {
-    pub(crate) operation: Uuid,
     pub(crate) entries: Vec<Entry>,
     events: Vec<Bson>,
     node: Arc<Node>,
@@ -95,19 +128,26 @@ impl AuditedChange {
             .iter()
             .map(|entry| encode("audit event", &entry.event))
             .collect::<Result<_, _>>()?;
-        Ok(Self { operation: Uuid::now_v7(), entries, events, node: node.clone(), after })
+        Ok(Self { entries, events, node: node.clone(), after })
     }
 
     /// Attaches the caller that waits for the change.
-    pub(crate) fn awaited_by(mut self, caller: &CallerAlive) -> Self {
+    pub(crate) fn awaited_by(mut self, caller: &CallerWatch) -> Self {
         for entry in &mut self.entries {
             entry.caller = Some(caller.clone());
         }
         self
     }
 
-    pub(crate) fn operation(&self) -> Bson {
-        uuid(self.operation)
+    /// Id of the first entry, by which the change is recognised.
+    pub(crate) fn first_entry(&self) -> Result<Uuid, MongoError> {
+        let first = self.entries.first().map(|entry| entry.id);
+        first.ok_or_else(|| MongoError::malformed("change", "it has no event"))
+    }
+
+    /// Returns true if this change was applied to a document, as far as its outbox shows.
+    pub(crate) fn is_in(&self, document: &Document) -> bool {
+        self.entries.iter().all(|entry| entries_in(document).any(|there| there == entry.id))
     }
 
     /// Entries for a new outbox of `owner`.

@@ -98,26 +98,41 @@ async fn serve(
             pause(BATCH_DELAY).await;
             drain_ready(&mut receiver, &mut messages);
         }
-        let (mut batch, mut recorded, mut flushes) = (next, Vec::new(), Vec::new());
+        let (mut batch, mut flushes) = (next, Vec::new());
+        let (mut recorded, mut answered) = (Vec::new(), Vec::new());
         for message in messages.drain(..) {
             match message {
                 Message::Recorded(owner, entries) => recorded.push((owner, entries)),
-                Message::Answered(owner, entry) => batch.answered.push((owner, entry)),
+                Message::Answered(owner, entry) => answered.push((owner, entry)),
                 Message::Flush(reply) => flushes.push(reply),
             }
         }
-        // The answer follows the record a moment later. One write removes both mark and entry where
-        // possible, since recovery finds a mark only by its entry.
-        let answered: HashSet<_> = batch.answered.iter().map(|(_, entry)| *entry).collect();
-        let is_deferrable = |(owner, entries): &(OutboxOwner, Vec<Uuid>)| {
+        // The answer and the record follow each other within a moment. One write removes both mark
+        // and entry where possible, since recovery finds a mark only by its entry.
+        let of_answers: HashSet<_> =
+            batch.answered.iter().chain(&answered).map(|(_, entry)| *entry).collect();
+        let of_records: HashSet<_> = batch
+            .recorded
+            .iter()
+            .chain(&recorded)
+            .flat_map(|(_, entries)| entries.clone())
+            .collect();
+        let waits_for_answer = |(owner, entries): &(OutboxOwner, Vec<Uuid>)| {
             flushes.is_empty()
                 && owner.collection == TOKENS
-                && !entries.iter().any(|entry| answered.contains(entry))
+                && !entries.iter().any(|entry| of_answers.contains(entry))
         };
-        let (deferred, due_now): (Vec<_>, Vec<_>) = recorded.into_iter().partition(is_deferrable);
-        batch.recorded.extend(due_now);
+        let waits_for_record =
+            |(_, entry): &(OutboxOwner, Uuid)| flushes.is_empty() && !of_records.contains(entry);
+        let (recorded_later, recorded): (Vec<_>, Vec<_>) =
+            recorded.into_iter().partition(waits_for_answer);
+        let (answered_later, answered): (Vec<_>, Vec<_>) =
+            answered.into_iter().partition(waits_for_record);
+        batch.recorded.extend(recorded);
+        batch.answered.extend(answered);
         next = batch.run(&connection, &answered_entries).await;
-        next.recorded.extend(deferred);
+        next.recorded.extend(recorded_later);
+        next.answered.extend(answered_later);
         for reply in flushes {
             let _ = reply.send(());
         }

@@ -41,6 +41,9 @@ impl AuditStore for AuditLog {
         limit: usize,
         patience: Duration,
     ) -> Result<EventPage> {
+        if before.is_none() {
+            self.await_pending().await;
+        }
         let mut found: Vec<Record> = Vec::new();
         if before.is_none_or(|before| before.at.millis() != UNREADABLE_TIME) {
             let page = self.timed(filter, before, limit, patience).await?;
@@ -64,14 +67,17 @@ impl AuditStore for AuditLog {
     }
 
     async fn chains(&self) -> Result<Vec<Arc<str>>> {
+        self.await_pending().await;
         self.stored.chains().await
     }
 
     async fn chain(&self, name: &str, after: u64, limit: usize) -> Result<Vec<Record>> {
+        self.await_pending_of(name).await;
         self.stored.chain(name, after, limit).await
     }
 
     async fn head(&self, chain: &str) -> Result<Option<Head>> {
+        self.await_pending_of(chain).await;
         self.stored.head(chain).await
     }
 

@@ -149,7 +149,7 @@ impl Clients {
             filter
                 .insert("tenant", doc! { "$in": [Bson::Null, Bson::from(client.tenant.as_str())] });
         }
-        let mut set = encoded(client, &audited)?;
+        let mut set = encoded(client)?;
         set.insert("deleted", false);
         let update = doc! { "$set": set, "$push": { "outbox": audited.push(&owner(&client.id)) } };
         let clients = self.connection.collection(CLIENTS);
@@ -177,7 +177,7 @@ impl Clients {
         let audited = self.audit.change(events.into_iter().chain(ended))?;
         let filter = stored_filter(client, client.revision)?;
         let update = doc! {
-            "$set": { "deleted": true, "op": audited.operation() },
+            "$set": { "deleted": true },
             "$unset": { "client": 1, "uses": 1, "revision": 1 },
             "$push": { "outbox": audited.push(&owner(id)) },
         };
@@ -195,7 +195,7 @@ impl Clients {
         let filter = stored_filter(client, before)?;
         let secrets: Vec<&str> = client.secrets().map(|secret| secret.id.as_str()).collect();
         let update = doc! {
-            "$set": encoded(client, &audited)?,
+            "$set": encoded(client)?,
             "$pull": { "uses": { "secret": { "$nin": secrets } } },
             "$push": { "outbox": audited.push(&owner(&client.id)) },
         };
@@ -281,14 +281,8 @@ impl Clients {
     ) -> Result<(), MongoError> {
         let owner = owner(&id);
         let epoch = epoch.map(|value| Change::Epoch(EpochOf::Client(id.clone()), value));
-        record_and_notify(
-            &self.audit,
-            &self.feed,
-            audited,
-            owner,
-            std::iter::once(Change::Client(id)).chain(epoch).collect(),
-        )
-        .await
+        let changes: Vec<Change> = std::iter::once(Change::Client(id)).chain(epoch).collect();
+        record_and_notify(&self.audit, &self.feed, audited, owner, &changes).await
     }
 }
 
@@ -310,11 +304,10 @@ fn stored_filter(client: &Client, revision: u64) -> Result<Document, MongoError>
 }
 
 /// Fields that a change sets.
-fn encoded(client: &Client, audited: &AuditedChange) -> Result<Document, MongoError> {
+fn encoded(client: &Client) -> Result<Document, MongoError> {
     Ok(doc! {
         "tenant": client.tenant.as_str(),
         "revision": count(client.revision),
         "client": without_use_counts(client)?,
-        "op": audited.operation(),
     })
 }

@@ -23,13 +23,15 @@ use crate::{
         mongo::{
             audit::{
                 AuditLog,
-                outbox::{AuditedChange, CallerAlive},
+                outbox::{AuditedChange, CallerGuard, CallerWatch},
             },
             documents::family::{decoded, encoded, end_update, ended_until, owner},
             driver::{
                 codec::{Fields, uuid},
                 connection::Connection,
                 error::MongoError,
+                group_commands::{Inserted, Inserts, Statement, Updated, Updates},
+                group_commit::GroupCommit,
                 query::{delete_limited, expired_filter, find_limited, ids},
                 schema::TOKENS,
             },
@@ -38,6 +40,8 @@ use crate::{
     },
 };
 
+/// Attempts to end a family that a read finds unchanged.
+const END_ATTEMPTS_MAX: usize = 4;
 /// Ended families that one sweep moves, one by one.
 const MOVED_MAX: usize = 200;
 
@@ -48,6 +52,8 @@ pub(crate) struct Families {
     pub(super) audit: Arc<AuditLog>,
     pub(super) feed: Arc<ChangeFeed>,
     revocations: RevocationList,
+    inserts: Arc<GroupCommit<Inserts>>,
+    updates: Arc<GroupCommit<Updates>>,
     /// Single-flight reads and rotations of families.
     reads: Arc<Coalescer>,
     pub(super) rotations: Arc<Coalescer>,
@@ -58,13 +64,13 @@ pub(super) struct RefreshCall<'a> {
     pub(super) rotate: &'a Rotate,
     pub(super) stamp: &'a Stamp,
     pub(super) jti: &'a str,
-    /// Liveness of the caller: dead once it has its answer or waits no longer.
-    pub(super) caller: &'a CallerAlive,
+    /// The caller, which may give up while the operation runs on.
+    pub(super) caller: &'a CallerWatch,
 }
 
 impl RefreshCall<'_> {
     pub(super) fn is_abandoned(&self) -> bool {
-        !self.caller.is_alive()
+        self.caller.is_abandoned()
     }
 }
 
@@ -89,16 +95,15 @@ impl FamilyStore for Families {
         let (families, rotate, stamp, jti) =
             (self.clone(), rotate.clone(), stamp.clone(), jti.to_owned());
         let family = rotate.family;
-        // Dropped with this future: after the answer, on timeout, or when the caller disconnects.
-        let caller = Arc::new(());
-        let alive = CallerAlive::from_guard(&caller);
+        // Dropped with this future, on timeout or when the caller disconnects.
+        let guard = CallerGuard::new();
+        let caller = guard.watch();
         let verb = async move {
-            families
-                .refresh(&RefreshCall { rotate: &rotate, stamp: &stamp, jti: &jti, caller: &alive })
-                .await
+            let call = RefreshCall { rotate: &rotate, stamp: &stamp, jti: &jti, caller: &caller };
+            families.refresh(&call).await
         };
         let (rotation, entry) = self.connection.run_detached(verb).await?;
-        drop(caller);
+        guard.answered();
         if let Some(entry) = entry {
             self.audit.answered(owner(family), entry);
         }
@@ -121,23 +126,18 @@ impl FamilyStore for Families {
 impl Families {
     pub(crate) fn new((connection, audit, feed): Handles, revocations: RevocationList) -> Self {
         let (reads, rotations) = <(Arc<Coalescer>, Arc<Coalescer>)>::default();
-        Self { connection, audit, feed, revocations, reads, rotations }
+        let inserts = Arc::new(GroupCommit::new(connection.clone(), Inserts(TOKENS)));
+        let updates = Arc::new(GroupCommit::new(connection.clone(), Updates(TOKENS)));
+        Self { connection, audit, feed, revocations, inserts, updates, reads, rotations }
     }
 
     async fn insert(&self, family: &Family, event: Event) -> Result<Creation, MongoError> {
         let audited = self.audit.change([event])?;
         let mut document = encoded(family)?;
-        document.extend([
-            ("op".to_owned(), audited.operation()),
-            ("outbox".to_owned(), audited.outbox_entries(&owner(family.id))),
-        ]);
-        let tokens = self.connection.collection(TOKENS);
-        match self.connection.call(async move { Ok(tokens.insert_one(document).await?) }).await {
-            Err(fault) if fault.is_duplicate() => {
-                confirm_durable(&self.connection, owner(family.id)).await?;
-                return Ok(Creation::Taken);
-            }
-            outcome => drop(outcome?),
+        document.insert("outbox", audited.outbox_entries(&owner(family.id)));
+        if self.inserts.run(document).await? == Inserted::Taken {
+            confirm_durable(&self.connection, owner(family.id)).await?;
+            return Ok(Creation::Taken);
         }
         self.audit.record(audited, owner(family.id)).await?;
         Ok(Creation::Created)
@@ -151,8 +151,7 @@ impl Families {
         event: Event,
     ) -> Result<(), MongoError> {
         let audited = self.audit.change([event])?;
-        let update = end_update(id, &audited, Some(now), until);
-        self.apply_end(id, update, ended(id, until), audited).await
+        self.apply_end(id, Some(now), ended(id, until), audited).await
     }
 
     /// Reads a family, once for all callers at the same time.
@@ -178,24 +177,29 @@ impl Families {
     }
 
     /// Reads a family by a write that changes nothing: its result is what the majority has once it
-    /// returns.
+    /// returns. It has the ids of the entries in its outbox.
     pub(super) async fn read_durable(&self, id: FamilyId) -> Result<Option<Document>, MongoError> {
-        self.change(doc! { "_id": uuid(id.0) }, vec![doc! { "$set": { "_id": "$_id" } }]).await
+        let tokens = self.connection.collection(TOKENS);
+        let read = async move {
+            let nothing = vec![doc! { "$set": { "_id": "$_id" } }];
+            let after = tokens
+                .find_one_and_update(doc! { "_id": uuid(id.0) }, nothing)
+                .return_document(ReturnDocument::After);
+            Ok(after.projection(doc! { "outbox.event": 0 }).await?)
+        };
+        self.connection.call(read).await
     }
 
-    /// Applies an update; returns the family after it.
-    pub(super) async fn change(
+    /// Applies an update to a family that matches `filter`, which no family does after it.
+    pub(super) async fn update(
         &self,
+        id: FamilyId,
         filter: Document,
         update: Vec<Document>,
-    ) -> Result<Option<Document>, MongoError> {
-        let tokens = self.connection.collection(TOKENS);
-        let change = async move {
-            let after =
-                tokens.find_one_and_update(filter, update).return_document(ReturnDocument::After);
-            Ok(after.projection(doc! { "outbox": 0 }).await?)
-        };
-        self.connection.call(change).await
+        audited: &AuditedChange,
+    ) -> Result<Updated, MongoError> {
+        let entry = audited.first_entry()?;
+        self.updates.run(Statement { id: uuid(id.0), filter, update, entry }).await
     }
 
     /// Revokes a family for as long as `revocation` says.
@@ -205,31 +209,48 @@ impl Families {
         revocation: Revocation,
         audited: AuditedChange,
     ) -> Result<(), MongoError> {
-        let update = end_update(id, &audited, None, revocation.until);
-        self.apply_end(id, update, revocation, audited).await
+        self.apply_end(id, None, revocation, audited).await
     }
 
     /// Ends a stored family, or stores the revocation of a deleted one.
     async fn apply_end(
         &self,
         id: FamilyId,
-        update: Vec<Document>,
+        ended_at: Option<Timestamp>,
         revocation: Revocation,
         audited: AuditedChange,
     ) -> Result<(), MongoError> {
-        let Some(found) = self.change(doc! { "_id": uuid(id.0) }, update).await? else {
-            return self.revocations.insert(revocation, audited).await;
-        };
-        let revocation =
-            Revocation { until: ended_until(&found)?.unwrap_or(revocation.until), ..revocation };
-        record_and_notify(
-            &self.audit,
-            &self.feed,
-            audited,
-            owner(id),
-            vec![Change::Revoked(revocation)],
-        )
-        .await
+        let update = end_update(id, &audited, ended_at, revocation.until);
+        let entry = audited.first_entry()?;
+        // An end applies to any state of a family: the entry is what makes a repetition match
+        // nothing.
+        let filter = doc! { "_id": uuid(id.0), "outbox.id": { "$ne": uuid(entry) } };
+        for _ in 0..END_ATTEMPTS_MAX {
+            if self.update(id, filter.clone(), update.clone(), &audited).await? == Updated::Applied
+            {
+                return self.ended(id, revocation, audited).await;
+            }
+            match self.read_durable(id).await? {
+                None => return self.revocations.insert(revocation, audited).await,
+                Some(found) if audited.is_in(&found) => {
+                    return self.ended(id, revocation, audited).await;
+                }
+                Some(_) => {}
+            }
+        }
+        Err(MongoError::TooManyPending)
+    }
+
+    /// Notifies followers of an end that was written, and records it. If the end of the family is
+    /// remembered longer already, they were notified of that.
+    pub(super) async fn ended(
+        &self,
+        id: FamilyId,
+        revocation: Revocation,
+        audited: AuditedChange,
+    ) -> Result<(), MongoError> {
+        let changes = [Change::Revoked(revocation)];
+        record_and_notify(&self.audit, &self.feed, audited, owner(id), &changes).await
     }
 
     /// Deletes up to `limit` families that can never be valid again. If the end of one must be

@@ -62,7 +62,7 @@ impl StoredKeyset {
         // No keyset has revision 0: the first one is inserted, unless there is one, which then has
         // its `_id`.
         let filter = doc! { "_id": KEYSET, "revision": count(before) };
-        let set = doc! { "revision": count(keyset.revision), "keyset": encode("keyset", keyset)?, "op": audited.operation() };
+        let set = doc! { "revision": count(keyset.revision), "keyset": encode("keyset", keyset)? };
         let owner = OutboxOwner { collection: SIGNING_KEYS, id: KEYSET.into() };
         let update = doc! { "$set": set, "$push": { "outbox": audited.push(&owner) } };
         let (keys, first) = (self.connection.collection(SIGNING_KEYS), before == 0);
@@ -87,7 +87,7 @@ impl StoredKeyset {
             &self.feed,
             audited,
             owner,
-            vec![Change::Keyset(Arc::new(keyset.clone()))],
+            &[Change::Keyset(Arc::new(keyset.clone()))],
         )
         .await?;
         Ok(Write::Done)

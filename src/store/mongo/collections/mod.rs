@@ -26,20 +26,19 @@ use crate::store::Change;
 /// Handles of a collection whose changes are recorded and notified.
 type Handles = (Arc<Connection>, Arc<AuditLog>, Arc<ChangeFeed>);
 
-/// Records a change that was written, and waits until this node's followers are notified of it.
+/// Notifies this node's followers of a change that was written, and records it. The change
+/// stream notifies other nodes, and this one once more: every change may be applied twice, and in any
+/// order.
 async fn record_and_notify(
     audit: &AuditLog,
     feed: &ChangeFeed,
     audited: AuditedChange,
     owner: OutboxOwner,
-    changes: Vec<Change>,
+    changes: &[Change],
 ) -> Result<(), MongoError> {
-    let operation = audited.operation;
-    // Both, whatever the outcome of either: a change that could not be recorded in time is still a
-    // change.
-    let (recorded, ()) =
-        tokio::join!(audit.record(audited, owner), feed.await_own_change(operation, &changes));
-    recorded
+    // First: a change that could not be recorded in time is still a change.
+    feed.notify(changes);
+    audit.record(audited, owner).await
 }
 
 /// Waits until the document that a write found is durable: see [`query::confirm_durable`].

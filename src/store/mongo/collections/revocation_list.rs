@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use mongodb::bson::doc;
+use mongodb::bson::{Bson, doc};
 
 use super::{Handles, record_and_notify};
 use crate::{
@@ -16,9 +16,11 @@ use crate::{
             },
             documents::revocation::document_id,
             driver::{
-                codec::{Fields, date},
+                codec::date,
                 connection::Connection,
                 error::MongoError,
+                group_commands::{Inserted, Inserts},
+                group_commit::GroupCommit,
                 query::{delete_limited, expired_filter, upsert},
                 schema::REVOCATIONS,
             },
@@ -33,11 +35,13 @@ pub(crate) struct RevocationList {
     connection: Arc<Connection>,
     audit: Arc<AuditLog>,
     feed: Arc<ChangeFeed>,
+    inserts: Arc<GroupCommit<Inserts>>,
 }
 
 impl RevocationList {
     pub(crate) fn new((connection, audit, feed): Handles) -> Self {
-        Self { connection, audit, feed }
+        let inserts = Arc::new(GroupCommit::new(connection.clone(), Inserts(REVOCATIONS)));
+        Self { connection, audit, feed, inserts }
     }
 
     /// Stores a revocation that no family document carries.
@@ -46,25 +50,23 @@ impl RevocationList {
         revocation: Revocation,
         audited: AuditedChange,
     ) -> Result<(), MongoError> {
-        let owner =
-            OutboxOwner { collection: REVOCATIONS, id: document_id(revocation.revoked).into() };
-        let update = doc! {
-            "$max": { "until": date(revocation.until) },
-            "$set": { "op": audited.operation() },
-            "$push": { "outbox": audited.push(&owner) },
+        let id = Bson::from(document_id(revocation.revoked));
+        let owner = OutboxOwner { collection: REVOCATIONS, id: id.clone() };
+        let document = doc! {
+            "_id": &id,
+            "until": date(revocation.until),
+            "outbox": audited.outbox_entries(&owner),
         };
-        let found =
-            upsert(&self.connection, REVOCATIONS, doc! { "_id": owner.id.clone() }, update).await?;
-        let revocation =
-            Revocation { until: Fields::of("revocation", &found).time("until")?, ..revocation };
-        record_and_notify(
-            &self.audit,
-            &self.feed,
-            audited,
-            owner,
-            vec![Change::Revoked(revocation)],
-        )
-        .await
+        if self.inserts.run(document).await? == Inserted::Taken {
+            let update = doc! {
+                "$max": { "until": date(revocation.until) },
+                "$push": { "outbox": audited.push(&owner) },
+            };
+            upsert(&self.connection, REVOCATIONS, doc! { "_id": id }, update).await?;
+        }
+        // If it is remembered longer already, followers were notified of that.
+        let changes = [Change::Revoked(revocation)];
+        record_and_notify(&self.audit, &self.feed, audited, owner, &changes).await
     }
 
     /// Stores a revocation without record or notification: both happened when the family was ended.

@@ -97,7 +97,7 @@ impl TokenRevocations {
         let (collection, id, field) = epoch_location(of);
         let owner = OutboxOwner { collection, id: id.clone().into() };
         let outbox = audited.push(&owner);
-        let mut update = doc! { "$inc": { field: 1_i64 }, "$set": { "op": audited.operation() }, "$push": { "outbox": outbox } };
+        let mut update = doc! { "$inc": { field: 1_i64 }, "$push": { "outbox": outbox } };
         if collection == CLIENTS {
             // A client that does not exist has an epoch all the same: the next client of its id
             // continues after it.
@@ -110,7 +110,7 @@ impl TokenRevocations {
             &self.feed,
             audited,
             owner,
-            vec![Change::Epoch(of.clone(), value)],
+            &[Change::Epoch(of.clone(), value)],
         )
         .await?;
         Ok(value)

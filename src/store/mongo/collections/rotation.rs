@@ -8,9 +8,10 @@
 //! | mark | event | next | who |
 //! |--|--|--|--|
 //! | unmarked | a token is given out, for the first time or again | marked, in the same write as the outbox entry | `rotate_current` and `repeat` here |
-//! | marked | the caller's future got its answer | answered: known to this process only, no longer counted by `last` | `families` calls `OutboxCleaner::answered` |
+//! | marked | the caller's future got its answer, before or after the record | answered: known to this process only, no longer counted by `last` | `families` calls `OutboxCleaner::answered` |
 //! | answered | the cleaner's next batch | unmarked, in the same write as the removal of the entry if that is recorded | `outbox_cleaner`, `clear_unanswered` |
 //! | marked | recovery finds the entry recorded in time by its own node, of another process | answered: that process in all likelihood did | `recovery` |
+//! | marked | recovery finds the entry unrecorded, of a process that has ended | marked: whether the caller was answered is not known | `recovery` |
 //! | marked | the caller is gone before its answer; the record is marked `late` | marked; the entry alone is removed | `chain_writer`, `outbox_cleaner` |
 //! | marked | the token is presented after the grace, and every call is marked | marked by the new call alone; grace and count begin anew | `repeat` here |
 //! | any | the next generation is given out | marked by that call alone | `rotate_current` here |
@@ -25,21 +26,24 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::{
-    coalesce::Join,
+    coalesce::{Join, LastSeen, Lead},
     families::{Families, RefreshCall},
-    record_and_notify,
 };
 use crate::{
-    model::{Family, Revoked, Stamp, family::RUNNING, revocation::Revocation},
+    model::{
+        Family, Stamp,
+        family::{Answers, RUNNING},
+    },
     store::{
-        Change, Decision, LastRotation, Rotate, Rotation,
+        Decision, LastRotation, Rotate, Rotation, ended,
         mongo::{
             audit::outbox::AuditedChange,
-            documents::family::{decoded, end_update, ended_until, owner},
+            documents::family::{decoded, end_update, owner},
             driver::{
                 codec::{Fields, date, uuid},
                 connection::pause,
                 error::MongoError,
+                group_commands::Updated,
             },
         },
     },
@@ -52,8 +56,8 @@ const ANSWER_POLL: Duration = Duration::from_millis(100);
 
 /// Outcome of one attempt at a family.
 enum Attempt {
-    /// Token rotated or repeated: the family after the write, and the change to be recorded.
-    Granted(Decision, Arc<Document>, AuditedChange),
+    /// Token rotated or repeated, and the change to be recorded.
+    Granted(Box<(Rotation, AuditedChange)>),
     /// Neither: the family as it was found after this call began.
     NotGranted(Option<Arc<Document>>),
 }
@@ -77,16 +81,11 @@ impl Families {
         let mut tries = 0;
         while tries < ATTEMPTS_MAX {
             let found = match self.attempt(call).await? {
-                Attempt::Granted(verdict, found, audited) => {
-                    let entry = audited.entries.first().map(|entry| entry.id);
-                    let family = decoded(&found)?;
+                Attempt::Granted(granted) => {
+                    let (rotation, audited) = *granted;
+                    let entry = audited.first_entry()?;
                     self.audit.record(audited, owner(call.rotate.family)).await?;
-                    let given = if verdict == Decision::Rotate {
-                        Rotation::Rotated
-                    } else {
-                        Rotation::Repeated
-                    };
-                    return Ok((given(family), entry));
+                    return Ok((rotation, Some(entry)));
                 }
                 Attempt::NotGranted(found) => found,
             };
@@ -139,19 +138,13 @@ impl Families {
             "rotated_at": date(family.rotated_at),
             "ended_at": null,
         };
-        let Some(found) = self.change(filter, update).await? else { return Ok(None) };
-        let revocation = Revocation {
-            revoked: Revoked::Family(rotate.family),
-            until: ended_until(&found)?.unwrap_or(until),
-        };
-        record_and_notify(
-            &self.audit,
-            &self.feed,
-            audited,
-            owner(rotate.family),
-            vec![Change::Revoked(revocation)],
-        )
-        .await?;
+        if self.update(rotate.family, filter, update, &audited).await? != Updated::Applied {
+            let found = self.read_durable(rotate.family).await?;
+            if !found.is_some_and(|found| audited.is_in(&found)) {
+                return Ok(None);
+            }
+        }
+        self.ended(rotate.family, ended(rotate.family, until), audited).await?;
         Ok(Some(if verdict == Decision::Shared {
             Rotation::Shared(family)
         } else {
@@ -179,34 +172,52 @@ impl Families {
         }
         // The write itself decides: by the last result, else as if the token were the current one,
         // which is the usual case.
-        let seen = lead.last_result();
-        let is_gone = seen
-            .as_ref()
-            .and_then(|seen| seen.get_i64("generation").ok())
-            .is_some_and(|g| g > i64::from(rotate.presented));
-        let guess = seen.and_then(|seen| self.judge(rotate, Some(&seen)).ok()).filter(grants);
-        let sequence = lead.next_sequence();
-        let given = match guess {
-            Some(judged) if judged.verdict == Decision::Repeat => {
-                self.repeat(call, &judged).await?
-            }
-            _ if rotate.presented < u32::MAX && !is_gone => self.rotate_current(call).await?,
-            _ => None,
+        let judged = match lead.last_seen() {
+            LastSeen::Family(seen) => Some(self.judge(rotate, Some(&seen))?),
+            LastSeen::Nothing | LastSeen::Outdated => None,
         };
-        if let Some((verdict, found, audited)) = given {
-            lead.publish(sequence, Some(found.clone()));
-            return Ok(Attempt::Granted(verdict, found, audited));
-        }
-        let found = lead.run(self.read_durable(rotate.family)).await?;
+        let is_new = matches!(lead.last_seen(), LastSeen::Nothing) && rotate.presented < u32::MAX;
+        let found = if is_new || judged.as_ref().is_some_and(grants) {
+            match self.grant(call, &lead, judged.as_ref()).await? {
+                Attempt::NotGranted(found) => found,
+                granted @ Attempt::Granted(..) => return Ok(granted),
+            }
+        } else {
+            lead.run(self.read_durable(rotate.family)).await?
+        };
         let judged = self.judge(rotate, found.as_deref())?;
         if judged.verdict == Decision::Repeat {
-            let sequence = lead.next_sequence();
-            if let Some((verdict, found, audited)) = self.repeat(call, &judged).await? {
-                lead.publish(sequence, Some(found.clone()));
-                return Ok(Attempt::Granted(verdict, found, audited));
-            }
+            return self.grant(call, &lead, Some(&judged)).await;
         }
         Ok(Attempt::NotGranted(found))
+    }
+
+    /// Gives out a token by one write, again if the judgement says so; else finds the family as it
+    /// is.
+    async fn grant(
+        &self,
+        call: &RefreshCall<'_>,
+        lead: &Lead<'_>,
+        judged: Option<&Judged>,
+    ) -> Result<Attempt, MongoError> {
+        let repeats = judged.filter(|judged| judged.verdict == Decision::Repeat);
+        let (updated, rotation, audited) = match repeats {
+            Some(judged @ Judged { family: Some(family), .. }) => {
+                self.repeat(call, judged, family).await?
+            }
+            Some(_) | None => self.rotate_current(call).await?,
+        };
+        if updated == Updated::Applied {
+            lead.outdate();
+            return Ok(Attempt::Granted(Box::new((rotation, audited))));
+        }
+        let found = lead.run(self.read_durable(call.rotate.family)).await?;
+        let is_applied = found.as_deref().is_some_and(|found| audited.is_in(found));
+        Ok(if is_applied {
+            Attempt::Granted(Box::new((rotation, audited)))
+        } else {
+            Attempt::NotGranted(found)
+        })
     }
 
     /// Advances the family by one generation, if the filter finds the state for which
@@ -214,14 +225,15 @@ impl Families {
     async fn rotate_current(
         &self,
         call: &RefreshCall<'_>,
-    ) -> Result<Option<(Decision, Arc<Document>, AuditedChange)>, MongoError> {
+    ) -> Result<(Updated, Rotation, AuditedChange), MongoError> {
         let RefreshCall { rotate, stamp, jti, caller } = call;
         let audited = self
             .audit
             .change([rotate.event(Decision::Rotate, stamp, jti, None)])?
             .awaited_by(caller);
-        let found = self.change(current(rotate), rotated(rotate, stamp, &audited)).await?;
-        Ok(found.map(|found| (Decision::Rotate, Arc::new(found), audited)))
+        let update = rotated(rotate, stamp, &audited);
+        let updated = self.update(rotate.family, current(rotate), update, &audited).await?;
+        Ok((updated, Rotation::Rotated, audited))
     }
 
     /// Gives out the successor again, if no other call got it since the judgement.
@@ -229,9 +241,9 @@ impl Families {
         &self,
         call: &RefreshCall<'_>,
         judged: &Judged,
-    ) -> Result<Option<(Decision, Arc<Document>, AuditedChange)>, MongoError> {
+        family: &Family,
+    ) -> Result<(Updated, Rotation, AuditedChange), MongoError> {
         let RefreshCall { rotate, stamp, jti, caller } = call;
-        let Some(family) = &judged.family else { return Ok(None) };
         let audited = self
             .audit
             .change([rotate.event(Decision::Repeat, stamp, jti, Some(family))])?
@@ -262,11 +274,11 @@ impl Families {
                 "at": date(if is_late { rotate.cluster_now } else { judged.last.at }),
                 "unanswered": { "$concatArrays": [kept, answer_mark(&audited)] },
             },
-            "op": audited.operation(),
             "outbox": audited.concatenated(&owner(rotate.family)),
         } }];
-        let found = self.change(filter, update).await?;
-        Ok(found.map(|found| (Decision::Repeat, Arc::new(found), audited)))
+        let updated = self.update(rotate.family, filter, update, &audited).await?;
+        let answers = Answers { given, repeated_by: stamp.peer.clone(), ..family.answers.clone() };
+        Ok((updated, Rotation::Repeated(Family { answers, ..family.clone() }), audited))
     }
 
     /// Judges a family as it was found.
@@ -355,7 +367,6 @@ fn rotated(rotate: &Rotate, stamp: &Stamp, audited: &AuditedChange) -> Vec<Docum
             "unanswered": answer_mark(audited),
         },
         "ends_at": { "$min": ["$expires_at", { "$add": [now, "$idle_ms"] }] },
-        "op": audited.operation(),
         "outbox": audited.concatenated(&owner(rotate.family)),
     } }]
 }

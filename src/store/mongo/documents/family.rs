@@ -37,7 +37,6 @@ pub(crate) fn end_update(
     let mut set = doc! {
         "ended": true,
         "ended_until": { "$max": ["$ended_until", date(until)] },
-        "op": audited.operation(),
         "outbox": audited.concatenated(&owner(id)),
     };
     if let Some(at) = ended_at {

@@ -8,6 +8,10 @@ use crate::store::StoreError;
 
 /// MongoDB's codes for a duplicate key, and for a change stream that cannot be resumed.
 const DUPLICATE_KEY: i32 = 11_000;
+/// MongoDB's codes for a server that is no primary any more, or is being stopped, or cannot reach
+/// others: the next attempt may find another primary (retryable writes specification).
+const RETRYABLE: [i32; 13] =
+    [6, 7, 89, 91, 189, 262, 9_001, 10_058, 10_107, 11_600, 11_602, 13_435, 13_436];
 const HISTORY_LOST: [i32; 5] = [286, 280, 260, 222, 136];
 /// MongoDB's codes for wrong credentials, and for a user without the right.
 const AUTHENTICATION_FAILED: i32 = 18;
@@ -143,6 +147,33 @@ impl MongoError {
     pub(crate) fn refused(answer: &mongodb::bson::Document) -> Self {
         let name = answer.get_str("codeName").unwrap_or_default();
         Self::Refused(format!("code {} {name}", answer.get_i32("code").unwrap_or_default()))
+    }
+
+    /// Error for a code of a write error.
+    pub(crate) fn refused_code(code: i32) -> Self {
+        Self::Refused(format!("code {code}"))
+    }
+
+    /// Returns true for the code of a duplicate key.
+    pub(crate) const fn is_duplicate_code(code: i32) -> bool {
+        code == DUPLICATE_KEY
+    }
+
+    /// Returns true if the connection or the primary was lost, so that a second attempt may
+    /// succeed. The first one may have been applied.
+    pub(crate) fn is_retryable(&self) -> bool {
+        match self {
+            Self::Driver(error) => {
+                matches!(*error.kind, ErrorKind::Io(_) | ErrorKind::ConnectionPoolCleared { .. })
+                    || has_code(error, &RETRYABLE)
+            }
+            Self::Refused(_)
+            | Self::Timeout(_)
+            | Self::TooManyPending
+            | Self::Closed
+            | Self::NodeNameTaken
+            | Self::Malformed { .. } => false,
+        }
     }
 
     /// Returns true if the key exists already.

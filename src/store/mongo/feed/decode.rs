@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use mongodb::bson::{Bson, Document, doc};
-use uuid::Uuid;
 
 use crate::{
     model::{FamilyId, Revoked, revocation::Revocation},
@@ -25,8 +24,7 @@ use crate::{
 
 /// Decoded event of the stream.
 pub(super) enum StreamEvent {
-    /// Changes, and the id of the operation that made them, if it left one.
-    Changes(Option<Uuid>, Vec<Change>),
+    Changes(Vec<Change>),
     /// Heartbeat of this node.
     Heartbeat(i64),
     /// A collection was dropped or renamed.
@@ -54,17 +52,8 @@ pub(crate) fn pipeline(node: &str) -> Vec<Document> {
         doc! { "ns.coll": NODES, "documentKey._id": node, "updateDescription.updatedFields.beat": { "$exists": true } },
         doc! { "operationType": { "$in": ["drop", "rename", "dropDatabase", "invalidate"] } },
     ];
-    let of_updates = [
-        "until",
-        "ended_until",
-        "value",
-        "deleted",
-        "revision",
-        client::EPOCH,
-        "keyset",
-        "beat",
-        "op",
-    ];
+    let of_updates =
+        ["until", "ended_until", "value", "deleted", "revision", client::EPOCH, "keyset", "beat"];
     let mut wanted = doc! { "operationType": 1, "ns": 1, "to": 1, "documentKey": 1 };
     for field in of_updates {
         wanted.insert(format!("updateDescription.updatedFields.{field}"), 1);
@@ -89,7 +78,7 @@ pub(crate) fn decode(event: &Document) -> Result<StreamEvent, MongoError> {
         return Ok(if concerns_us {
             StreamEvent::CollectionDropped
         } else {
-            StreamEvent::Changes(None, Vec::new())
+            StreamEvent::Changes(Vec::new())
         });
     }
     let collection =
@@ -110,8 +99,7 @@ pub(crate) fn decode(event: &Document) -> Result<StreamEvent, MongoError> {
     if collection == NODES {
         return Ok(StreamEvent::Heartbeat(changed.get_i64("beat").unwrap_or_default()));
     }
-    let operation = now.find("op").and_then(as_uuid);
-    Ok(StreamEvent::Changes(operation, changes(collection, key, &now)?))
+    Ok(StreamEvent::Changes(changes(collection, key, &now)?))
 }
 
 fn changes(collection: &str, key: &Bson, now: &Fields<'_>) -> Result<Vec<Change>, MongoError> {

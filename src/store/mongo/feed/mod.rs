@@ -1,5 +1,6 @@
 //! Change feed of a node: a change stream over the database, from which this node's followers are
-//! notified of each change in commit order, its own ones included.
+//! notified of each change in commit order, its own ones included: of those the
+//! operation itself has notified them before.
 //!
 //! | position | event | next | written where |
 //! |--|--|--|--|
@@ -20,11 +21,7 @@ mod decode;
 pub(super) mod snapshot;
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering::SeqCst},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -34,7 +31,6 @@ use tokio::{
     task::JoinHandle,
     time::{Instant, timeout},
 };
-use uuid::Uuid;
 
 use self::decode::StreamEvent;
 use crate::store::{
@@ -49,9 +45,6 @@ use crate::store::{
     },
 };
 
-/// Time that an operation waits for its own change on the stream before it notifies the followers
-/// itself.
-const OWN_CHANGE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Silence after which a stream is given up: the server replies twice a second, also without
 /// events.
 const SILENCE_TIMEOUT: Duration = Duration::from_millis(2_500);
@@ -63,8 +56,6 @@ const LAG_MAX: Duration = Duration::from_secs(5);
 const READERS_MAX: usize = 3;
 /// Batches read ahead of their notification.
 const BATCHES_AHEAD_MAX: usize = 4;
-/// Own changes remembered for operations that begin to wait only after them.
-const RECENT_MAX: usize = 4_096;
 
 /// Notifies this node's followers of every change, its own and those of other nodes.
 pub(crate) struct ChangeFeed {
@@ -74,18 +65,8 @@ pub(crate) struct ChangeFeed {
     /// Clock difference between the shards whose changes the stream merges.
     clock_margin: Duration,
     followers: Mutex<Vec<Arc<dyn Follower>>>,
-    own_changes: Mutex<OwnChanges>,
-    /// True while a stream is open.
-    is_streaming: AtomicBool,
     /// True once the log reports that the keyset cannot be read.
     is_keyset_unreadable: AtomicBool,
-}
-
-#[derive(Default)]
-struct OwnChanges {
-    waiters: HashMap<Uuid, oneshot::Sender<()>>,
-    recent: VecDeque<Uuid>,
-    recent_set: HashSet<Uuid>,
 }
 
 impl ChangeFeed {
@@ -100,8 +81,6 @@ impl ChangeFeed {
             node,
             clock_margin,
             followers: Mutex::default(),
-            own_changes: Mutex::default(),
-            is_streaming: AtomicBool::new(false),
             is_keyset_unreadable: AtomicBool::new(false),
         }
     }
@@ -136,7 +115,7 @@ impl ChangeFeed {
     }
 
     /// Notifies every follower of changes.
-    fn notify(&self, changes: &[Change]) {
+    pub(super) fn notify(&self, changes: &[Change]) {
         let followers = self.followers();
         for change in changes {
             followers.iter().for_each(|follower| follower.apply(change));
@@ -153,53 +132,8 @@ impl ChangeFeed {
         self.followers().iter().for_each(|follower| follower.lost());
     }
 
-    /// Waits until the change of this operation was notified; notifies itself if the stream is
-    /// late.
-    pub(crate) async fn await_own_change(&self, operation: Uuid, changes: &[Change]) {
-        if self.is_streaming.load(SeqCst) {
-            let Some(own_change_notified) = self.own_changes().register(operation) else { return };
-            if matches!(timeout(OWN_CHANGE_TIMEOUT, own_change_notified).await, Ok(Ok(()))) {
-                return;
-            }
-            self.own_changes().waiters.remove(&operation);
-        }
-        self.notify(changes);
-    }
-
-    fn own_change_seen(&self, operation: Uuid) {
-        let mut own_changes = self.own_changes();
-        if let Some(verb) = own_changes.waiters.remove(&operation) {
-            // The operation may have given up just now.
-            let _ = verb.send(());
-            return;
-        }
-        own_changes.recent_set.insert(operation);
-        own_changes.recent.push_back(operation);
-        if own_changes.recent.len() > RECENT_MAX
-            && let Some(oldest) = own_changes.recent.pop_front()
-        {
-            own_changes.recent_set.remove(&oldest);
-        }
-    }
-
     fn followers(&self) -> MutexGuard<'_, Vec<Arc<dyn Follower>>> {
         self.followers.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn own_changes(&self) -> MutexGuard<'_, OwnChanges> {
-        self.own_changes.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl OwnChanges {
-    /// Registers an operation that waits; `None` if its change was seen already.
-    fn register(&mut self, operation: Uuid) -> Option<oneshot::Receiver<()>> {
-        if self.recent_set.contains(&operation) {
-            return None;
-        }
-        let (sender, receiver) = oneshot::channel();
-        self.waiters.insert(operation, sender);
-        Some(receiver)
     }
 }
 
@@ -311,7 +245,6 @@ async fn run(feed: Arc<ChangeFeed>, opened: oneshot::Sender<Result<(), MongoErro
         let (reader, messages) = spawn_reader(&feed, position.resume_token.clone());
         readers.push(reader);
         let end = follow(&feed, messages, &mut position, &mut opened).await;
-        feed.is_streaming.store(false, SeqCst);
         position.record_end(&end);
         if let Err(fault) = end {
             if let Some(opened) = opened.take() {
@@ -359,7 +292,6 @@ async fn follow(
                     // The snapshot may have taken long: later events are waiting in the channel.
                     open_since = Instant::now();
                 }
-                feed.is_streaming.store(true, SeqCst);
                 if let Some(opened) = opened.take() {
                     // The open may have been given up.
                     let _ = opened.send(Ok(()));
@@ -405,12 +337,7 @@ impl ChangeFeed {
     /// Applies an event. Returns false if the stream cannot continue after it.
     fn apply_event(&self, event: StreamEvent) -> bool {
         match event {
-            StreamEvent::Changes(operation, changes) => {
-                self.notify(&changes);
-                if let Some(operation) = operation {
-                    self.own_change_seen(operation);
-                }
-            }
+            StreamEvent::Changes(changes) => self.notify(&changes),
             StreamEvent::Heartbeat(number) => {
                 if let Some(at) = self.node.heartbeat_seen(number) {
                     self.knows_up_to(at.checked_sub(self.clock_margin).unwrap_or(at));

@@ -20,7 +20,7 @@ pub(crate) async fn the_keyset_reads_back_as_it_was_written(bench: &Bench) {
     assert_eq!(bench.store().keyset().await.unwrap(), None);
     assert_eq!(replace(bench, &keyset(1)).await, Write::Done);
     assert_eq!(bench.store().keyset().await.unwrap(), Some(keyset(1)));
-    assert_eq!(ear.heard(), [Change::Keyset(keyset(1).into())]);
+    bench.assert_heard(&ear, &[Change::Keyset(keyset(1).into())]);
     assert_eq!(bench.reopen().await.keyset().await.unwrap(), Some(keyset(1)));
 }
 

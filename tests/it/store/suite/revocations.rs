@@ -30,8 +30,8 @@ pub(crate) async fn a_revocation_is_heard_before_it_is_answered(bench: &Bench) {
         let revocation = token(n);
         revoke(&*store, &revocation).await;
         told.push(Change::Revoked(revocation));
-        assert_eq!(one.heard(), told);
-        assert_eq!(other.heard(), told);
+        bench.assert_heard(&one, &told);
+        bench.assert_heard(&other, &told);
     }
 }
 
@@ -149,10 +149,8 @@ pub(crate) async fn changes_are_heard_in_the_order_of_their_commits(bench: &Benc
     for task in tasks {
         task.await.unwrap();
     }
-    assert_eq!(
-        ear.heard(),
-        (1..=50).map(|value| Change::Epoch(of.clone(), value)).collect::<Vec<_>>()
-    );
+    let raised: Vec<_> = (1..=50).map(|value| Change::Epoch(of.clone(), value)).collect();
+    bench.assert_heard(&ear, &raised);
 }
 
 /// V07: what a token may still depend on stays, to the millisecond.
@@ -197,7 +195,7 @@ pub(crate) async fn a_refreshed_family_outlives_the_sweep(bench: &Bench) {
     let family = family("a");
     store.open_family(&family, event(Action::TokenIssued)).await.unwrap();
     let rotation = store.rotate(&present(&family, 0, 500_000), &stamp(), "jti").await.unwrap();
-    assert!(matches!(rotation, Rotation::Rotated(_)));
+    assert!(matches!(rotation, Rotation::Rotated));
     assert_eq!(store.sweep(at(600_000), 100).await.unwrap(), 0);
     assert_eq!(store.sweep(at(1_099_999), 100).await.unwrap(), 0);
     assert!(store.family(family.id, at(1_099_999)).await.unwrap().is_some());

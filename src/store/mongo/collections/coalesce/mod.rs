@@ -7,6 +7,7 @@
 //! | no flight | a caller joins | flight; the caller leads |
 //! | led | a caller joins | led; the caller waits with a numbered ticket |
 //! | led | the lead publishes a result | led; waiting callers with a lower number may use it |
+//! | led | the lead changes the family | led; the next lead reads it first |
 //! | led | the lead is dropped | a waiting caller leads, if no result is usable to it |
 //! | led | [`LEAD_TIMEOUT`] passes | a second caller leads as well |
 //! | any | the last ticket is dropped | no flight |
@@ -48,6 +49,8 @@ struct FlightState {
     leads: u64,
     leading: Option<u64>,
     last: LastResult,
+    /// True if a lead has changed the family since.
+    is_outdated: bool,
 }
 
 /// Result of the newest query.
@@ -56,6 +59,16 @@ struct LastResult {
     /// Number of the query: callers with a lower one joined before it began.
     sequence: u64,
     family: Option<Arc<Document>>,
+}
+
+/// Family as a lead finds it in its flight.
+pub(super) enum LastSeen {
+    /// No query has found it.
+    Nothing,
+    /// A lead has changed it since.
+    Outdated,
+    /// As the newest query found it.
+    Family(Arc<Document>),
 }
 
 /// Role of a caller.
@@ -158,8 +171,22 @@ pub(super) struct Lead<'a> {
 
 impl Lead<'_> {
     /// Family in the newest result.
-    pub(crate) fn last_result(&self) -> Option<Arc<Document>> {
-        self.ticket.flight.borrow().last.family.clone()
+    pub(super) fn last_seen(&self) -> LastSeen {
+        let state = self.ticket.flight.borrow();
+        match &state.last.family {
+            _ if state.is_outdated => LastSeen::Outdated,
+            Some(family) => LastSeen::Family(family.clone()),
+            None => LastSeen::Nothing,
+        }
+    }
+
+    /// Notes that this lead has changed the family. Callers that joined before may still use the
+    /// newest result: it was true while they waited.
+    pub(super) fn outdate(&self) {
+        self.ticket.flight.send_if_modified(|state| {
+            state.is_outdated = true;
+            false
+        });
     }
 
     /// Runs a query for itself and all callers that joined before.
@@ -173,9 +200,8 @@ impl Lead<'_> {
         Ok(found)
     }
 
-    /// Returns a number between the callers so far and later ones; taken before a query, for
-    /// [`publish`](Self::publish).
-    pub(crate) fn next_sequence(&self) -> u64 {
+    /// Returns a number between the callers so far and later ones; taken before a query.
+    fn next_sequence(&self) -> u64 {
         let mut number = 0;
         self.ticket.flight.send_if_modified(|state| {
             number = state.issued;
@@ -186,11 +212,12 @@ impl Lead<'_> {
     }
 
     /// Publishes the result of the query with this number.
-    pub(crate) fn publish(&self, sequence: u64, family: Option<Arc<Document>>) {
+    fn publish(&self, sequence: u64, family: Option<Arc<Document>>) {
         self.ticket.flight.send_if_modified(|state| {
             let is_newer = sequence > state.last.sequence;
             if is_newer {
                 state.last = LastResult { sequence, family };
+                state.is_outdated = false;
             }
             is_newer
         });
