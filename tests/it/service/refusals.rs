@@ -10,7 +10,7 @@ use jeton::{
 };
 
 use crate::{
-    service::rules::{Bench, WRONG, caller, few, from, plenty},
+    service::rules::{StoreCase, WRONG, caller, few, from, plenty},
     support::{
         faulty::{Act, Kind},
         server::{TestServer, reason, refreshing, unlimited},
@@ -22,7 +22,7 @@ use crate::{
 const AT_ONCE: usize = 50;
 
 /// One guess at a client from each of `count` addresses.
-async fn guess(bench: &Bench, id: &str, count: u16) {
+async fn guess(bench: &StoreCase, id: &str, count: u16) {
     let wrong = caller(id, "jcs_wrong");
     let guesses = stream::iter(0..count).map(async |n| {
         let [high, low] = n.to_be_bytes();
@@ -38,7 +38,7 @@ async fn guess(bench: &Bench, id: &str, count: u16) {
 /// can be.
 #[tokio::test]
 async fn a_guess_is_recorded_later_if_the_store_fails() {
-    let bench = Bench::with(plenty).await;
+    let bench = StoreCase::with(plenty).await;
     let made = bench.register("made", NewSecret::Generated).await;
     assert_eq!(bench.answer(from(1), &made).await, "ok");
     let wrong = caller("made", "jcs_wrong");
@@ -76,7 +76,7 @@ async fn a_guess_is_recorded_later_if_the_store_fails() {
 /// client's tenant sees.
 #[tokio::test]
 async fn guesses_from_many_addresses_raise_an_alarm() {
-    let bench = Bench::with(few).await;
+    let bench = StoreCase::with(few).await;
     bench.register("made", NewSecret::Generated).await;
     guess(&bench, "made", 999).await;
     assert!(bench.records(Action::ClientUnderAttack).await.is_empty());
@@ -93,7 +93,7 @@ async fn guesses_from_many_addresses_raise_an_alarm() {
 /// thousands a second.
 #[tokio::test]
 async fn equal_refusals_of_a_client_are_one_record() {
-    let bench = Bench::with(plenty).await;
+    let bench = StoreCase::with(plenty).await;
     let made = bench.register("made", NewSecret::Generated).await;
     for n in 0..500 {
         let request = Request { scopes: vec![format!("not:mine-{n}")], ..Request::default() };
@@ -112,7 +112,7 @@ async fn equal_refusals_of_a_client_are_one_record() {
 /// as that, and raises no alarm.
 #[tokio::test]
 async fn secrets_that_are_not_compared_raise_no_alarm() {
-    let bench = Bench::with(few).await;
+    let bench = StoreCase::with(few).await;
     let made = bench.register("made", NewSecret::Generated).await;
     for _ in 0..6 {
         bench.answer(from(9), &caller("made", &made.secret.replace("jcs_", "jcs_x"))).await;
@@ -138,7 +138,7 @@ async fn secrets_that_are_not_compared_raise_no_alarm() {
 /// with what is remembered: it counts for the alarm, as every other does.
 #[tokio::test]
 async fn guesses_that_are_compared_with_what_is_remembered_raise_the_alarm() {
-    let bench = Bench::with(few).await;
+    let bench = StoreCase::with(few).await;
     let chosen = bench.chosen("chosen").await;
     assert_eq!(bench.answer(from(1), &chosen).await, "ok");
     guess(&bench, "chosen", 998).await;
@@ -156,7 +156,7 @@ async fn guesses_that_are_compared_with_what_is_remembered_raise_the_alarm() {
 /// AZ7: an alarm that the store does not take is recorded as soon as it can be.
 #[tokio::test]
 async fn an_alarm_is_recorded_later_if_the_store_fails() {
-    let bench = Bench::with(few).await;
+    let bench = StoreCase::with(few).await;
     bench.register("made", NewSecret::Generated).await;
     guess(&bench, "made", 999).await;
     bench.store.always(Some(Act::FailBefore(Kind::Unavailable)));
@@ -175,7 +175,7 @@ async fn an_alarm_is_recorded_later_if_the_store_fails() {
 /// AZ9: so is each report of a record that was put into the store, whichever of them failed first.
 #[tokio::test]
 async fn reports_of_forged_records_are_recorded_later_if_the_store_fails() {
-    let bench = Bench::with(plenty).await;
+    let bench = StoreCase::with(plenty).await;
     bench.register("made", NewSecret::Generated).await;
     let genuine = bench.store.client(&"made".parse().unwrap()).await.unwrap().unwrap();
     for name in ["forged-1", "forged-2", "forged-3"] {

@@ -40,7 +40,7 @@ pub const RIGHT: &str = "correct horse battery staple";
 pub const WRONG: &str = "incorrect horse battery staple";
 
 /// An services over a store of its own.
-pub struct Bench {
+pub struct StoreCase {
     pub home: Arc<StoreDir>,
     pub store: Arc<FaultyStore>,
     pub clock: Arc<ManualClock>,
@@ -73,7 +73,7 @@ pub fn cheap(secret: &str) -> String {
     argon2.hash_password_with_salt(secret.as_bytes(), b"some salt of it").unwrap().to_string()
 }
 
-impl Bench {
+impl StoreCase {
     pub async fn with(change: impl FnOnce(&mut Configured)) -> Self {
         let home = StoreDir::new();
         let store = home.open_store(ChainKey::new(Sealer::new([7; 32]).derive("audit head"))).await;

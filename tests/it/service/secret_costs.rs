@@ -19,7 +19,7 @@ use jeton::{
 };
 
 use crate::{
-    service::rules::{Bench, HASH, REFUSAL, RIGHT, WRONG, caller, cheap, few, from, plenty},
+    service::rules::{HASH, REFUSAL, RIGHT, StoreCase, WRONG, caller, cheap, few, from, plenty},
     support::faulty::{Act, Kind, Side},
 };
 
@@ -28,7 +28,7 @@ use crate::{
 /// does, also if it was verified before.
 #[tokio::test]
 async fn every_refusal_costs_the_same_work() {
-    let bench = Bench::with(plenty).await;
+    let bench = StoreCase::with(plenty).await;
     let one = bench.chosen("one").await;
     let made = bench.register("made", NewSecret::Generated).await;
     let imported = bench.register("imported", NewSecret::Argon2id(cheap(RIGHT))).await;
@@ -85,7 +85,7 @@ async fn every_refusal_costs_the_same_work() {
 /// name, real ones included. Other addresses notice nothing.
 #[tokio::test]
 async fn an_address_has_no_more_hashed_than_its_budget() {
-    let bench = Bench::with(few).await;
+    let bench = StoreCase::with(few).await;
     let victim = bench.chosen("victim").await;
     let bench = bench.restarted().await;
     let flood = (0..60).map(|n| {
@@ -115,7 +115,7 @@ async fn an_address_has_no_more_hashed_than_its_budget() {
 /// first time, and administration goes on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_flood_of_invented_names_locks_nobody_out() {
-    let bench = Bench::with(|limits| {
+    let bench = StoreCase::with(|limits| {
         plenty(limits);
         limits.argon2_queue = 32;
     })
@@ -155,7 +155,7 @@ async fn a_flood_of_invented_names_locks_nobody_out() {
 /// were. Neighbours behind the same address get in.
 #[tokio::test]
 async fn guesses_are_recorded_or_not_judged() {
-    let bench = Bench::with(few).await;
+    let bench = StoreCase::with(few).await;
     let imported = bench.chosen("imported").await;
     let (made, neighbour) = (
         bench.register("made", NewSecret::Generated).await,
@@ -199,7 +199,7 @@ async fn guesses_are_recorded_or_not_judged() {
 /// record as that; nothing is drawn for it, as for a name that is no client's.
 #[tokio::test]
 async fn a_guess_that_finds_the_pool_full_is_on_record() {
-    let bench = Bench::with(|limits| {
+    let bench = StoreCase::with(|limits| {
         few(limits);
         (limits.argon2_parallel, limits.argon2_queue) = (1, 0);
     })
@@ -232,7 +232,7 @@ async fn a_guess_that_finds_the_pool_full_is_on_record() {
 /// one with a wrong secret is.
 #[tokio::test]
 async fn a_call_without_a_secret_is_no_guess() {
-    let bench = Bench::with(few).await;
+    let bench = StoreCase::with(few).await;
     let limits = &bench.services.limits;
     for n in 0..5 {
         for (at, credentials) in [(2, Credentials::None), (3, Credentials::Bearer("x".into()))] {
@@ -257,9 +257,9 @@ async fn a_call_without_a_secret_is_no_guess() {
 /// with a record; a store that fails there leaves it for the next first use and stops no login.
 #[tokio::test]
 async fn an_imported_hash_costs_what_ours_do_after_its_first_use() {
-    let bench = Bench::with(plenty).await;
+    let bench = StoreCase::with(plenty).await;
     let imported = bench.register("imported", NewSecret::Argon2id(cheap(RIGHT))).await;
-    let kept = async |bench: &Bench| {
+    let kept = async |bench: &StoreCase| {
         let client =
             bench.store.client(&"imported".parse::<ClientId>().unwrap()).await.unwrap().unwrap();
         let Digest::Argon2id { phc } = client.secrets().next().unwrap().digest.clone() else {
@@ -298,7 +298,7 @@ async fn an_imported_hash_costs_what_ours_do_after_its_first_use() {
 #[tokio::test]
 async fn an_address_has_so_many_reads_on_their_way() {
     const PLACES: usize = 32;
-    let bench = Arc::new(Bench::with(plenty).await);
+    let bench = Arc::new(StoreCase::with(plenty).await);
     let made = bench.register("made", NewSecret::Generated).await;
     let reads = || bench.store.reads.load(SeqCst);
     let (before, held) = (

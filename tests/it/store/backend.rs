@@ -9,26 +9,26 @@ use jeton::{
 };
 use tempfile::TempDir;
 
-use super::fixtures::Ear;
+use super::fixtures::RecordingFollower;
 use crate::support::{
     database::{self, Database},
     faulty::FaultyStore,
 };
 
 /// A store that can be closed and opened again on what it kept.
-pub(crate) struct Bench {
+pub(crate) struct StoreCase {
     open: Box<dyn Fn() -> BoxFuture<'static, Arc<dyn Store>> + Send + Sync>,
     current: Mutex<Arc<dyn Store>>,
     kept: Kept,
 }
 
-/// Directory of the store, removed with the bench.
+/// Directory of the store, removed with the case.
 enum Kept {
     Directory(#[expect(dead_code, reason = "held until the end")] TempDir),
     Database(Database),
 }
 
-impl Bench {
+impl StoreCase {
     pub(crate) fn embedded() -> Self {
         Self::over(|store| Arc::new(store))
     }
@@ -83,7 +83,7 @@ impl Bench {
 
     /// Asserts that a follower was notified of these changes and no others: in their order and once,
     /// or in a shared store in any order and any number of times.
-    pub(crate) fn assert_heard(&self, ear: &Ear, expected: &[Change]) {
+    pub(crate) fn assert_heard(&self, ear: &RecordingFollower, expected: &[Change]) {
         let heard = ear.heard();
         match &self.kept {
             Kept::Directory(_) => assert_eq!(heard, expected),

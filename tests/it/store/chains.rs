@@ -15,13 +15,13 @@ use jeton::{
 };
 
 use crate::store::{
-    backend::Bench,
+    backend::StoreCase,
     fixtures::{at, event},
     transfer::{dump, lines, parse},
 };
 
 fn open(dir: &Path) -> Embedded {
-    Embedded::open(dir, "node", Bench::key()).unwrap()
+    Embedded::open(dir, "node", StoreCase::key()).unwrap()
 }
 
 fn hex(hash: &[u8; 32]) -> String {
@@ -65,8 +65,12 @@ pub(crate) fn closed(chains: &[Vec<Record>]) -> Vec<ExportRecord> {
             items.push(ExportRecord::Record { chain, sequence, node, event, hash: hex(&hash) });
         }
         let last = records.last().unwrap();
-        let seal =
-            Some(hex(&Bench::key().seal_exported(&last.chain, last.sequence, &last.hash, false)));
+        let seal = Some(hex(&StoreCase::key().seal_exported(
+            &last.chain,
+            last.sequence,
+            &last.hash,
+            false,
+        )));
         let (chain, sequence, hash) = (last.chain.clone(), last.sequence, hex(&last.hash));
         items.push(ExportRecord::ChainEnd { chain, sequence, hash, open: false, seal });
     }
@@ -87,7 +91,7 @@ async fn import(dir: &Path, items: Vec<ExportRecord>) -> Embedded {
 }
 
 async fn is_intact(store: &Embedded) -> Vec<(String, u64)> {
-    let verdicts = verify(store, &Bench::key(), None, &[]).await.unwrap();
+    let verdicts = verify(store, &StoreCase::key(), None, &[]).await.unwrap();
     assert!(verdicts.iter().all(|verdict| verdict.flaw.is_none()), "{verdicts:?}");
     assert!(store.check().await.unwrap().is_intact());
     verdicts
@@ -113,7 +117,7 @@ async fn several_chains_come_in_and_go_out_byte_for_byte() {
     let store = open(one.path());
     assert_eq!(store.newest_time(), at(9));
     assert_eq!(
-        lines(&dump(&Embedded::read_only(one.path(), Some(Bench::key())).unwrap(), 2).await),
+        lines(&dump(&Embedded::read_only(one.path(), Some(StoreCase::key())).unwrap(), 2).await),
         lines(&given)
     );
     let lengths = [("Node".to_owned(), 4), ("node".to_owned(), 3), ("node-2".to_owned(), 5)];
@@ -214,9 +218,9 @@ async fn an_end_with_a_wrong_seal_is_refused() {
     let last = whole.last().unwrap();
     let foreign =
         jeton::crypto::chain::ChainKey::new([1; 32]).seal_exported("other", 3, &last.hash, false);
-    let earlier = Bench::key().seal_exported("other", 2, &shorter.last().unwrap().hash, false);
-    let left_open = Bench::key().seal_exported("other", 3, &last.hash, true);
-    let of_another = Bench::key().seal_exported("node", 3, &last.hash, false);
+    let earlier = StoreCase::key().seal_exported("other", 2, &shorter.last().unwrap().hash, false);
+    let left_open = StoreCase::key().seal_exported("other", 3, &last.hash, true);
+    let of_another = StoreCase::key().seal_exported("node", 3, &last.hash, false);
     for seal in [foreign, earlier, left_open, of_another]
         .map(|seal| hex(&seal))
         .into_iter()
@@ -282,7 +286,7 @@ async fn a_changed_foreign_chain_is_found() {
             .unwrap()
             .execute_batch(sql)
             .unwrap();
-        let opened = Embedded::open(dir.path(), "node", Bench::key());
+        let opened = Embedded::open(dir.path(), "node", StoreCase::key());
         let Some((chain, flaw)) = expected else {
             assert!(
                 matches!(opened, Err(OpenError::Corrupt(text)) if text.contains("lost")),
@@ -293,7 +297,7 @@ async fn a_changed_foreign_chain_is_found() {
         let store = opened.unwrap();
         let checked = store.check().await.unwrap();
         assert_eq!(checked.flaw, Some((Arc::clone(&chain), flaw)), "{sql}");
-        let verdicts = verify(&store, &Bench::key(), None, &[]).await.unwrap();
+        let verdicts = verify(&store, &StoreCase::key(), None, &[]).await.unwrap();
         let verdict = verdicts.into_iter().find(|verdict| verdict.flaw.is_some()).unwrap();
         assert_eq!((verdict.chain, verdict.flaw.unwrap().0), (chain, flaw.sequence), "{sql}");
     }
@@ -315,13 +319,13 @@ async fn foreign_chains_are_sealed_under_this_stores_key() {
 async fn a_node_does_not_begin_a_chain_of_a_name_that_is_taken() {
     let dir = tempfile::tempdir().unwrap();
     import(dir.path(), items(&[chain("other", &[1])])).await.close().await.unwrap();
-    let taken = Embedded::open(dir.path(), "other", Bench::key());
+    let taken = Embedded::open(dir.path(), "other", StoreCase::key());
     assert!(matches!(taken, Err(OpenError::NodeName(name)) if name == "other"));
     let store = open(dir.path());
     store.append(event(Action::ServerStarted)).await.unwrap();
     store.close().await.unwrap();
     // Under that name it goes on with its own chain all the same.
-    let store = Embedded::open(dir.path(), "other", Bench::key()).unwrap();
+    let store = Embedded::open(dir.path(), "other", StoreCase::key()).unwrap();
     store.append(event(Action::ServerStarted)).await.unwrap();
     assert_eq!(is_intact(&store).await, [("node".to_owned(), 2), ("other".to_owned(), 1)]);
 }
@@ -336,5 +340,5 @@ async fn a_record_between_the_parts_of_an_import_does_not_join_them() {
     store.append(event(Action::ServerStarted)).await.unwrap();
     assert!(store.load(given[1..].to_vec()).await.is_err());
     store.close().await.unwrap();
-    assert!(Embedded::open(dir.path(), "node", Bench::key()).is_err());
+    assert!(Embedded::open(dir.path(), "node", StoreCase::key()).is_err());
 }

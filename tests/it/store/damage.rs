@@ -23,14 +23,14 @@ use proptest::test_runner::{RngAlgorithm, TestRng};
 use tempfile::TempDir;
 
 use crate::store::{
-    backend::Bench,
+    backend::StoreCase,
     chains::{chain, closed as closed_chains},
-    fixtures::{Ear, NOW, event, id, present, stamp},
+    fixtures::{NOW, RecordingFollower, event, id, present, stamp},
     prepared,
 };
 
 fn open(dir: &Path) -> Result<Embedded, OpenError> {
-    Embedded::open(dir, "node", Bench::key())
+    Embedded::open(dir, "node", StoreCase::key())
 }
 
 /// Outcome of opening a damaged directory.
@@ -385,7 +385,7 @@ async fn records_without_a_head_are_refused() {
     let dir = tampered("DELETE FROM head").await;
     fs::remove_file(dir.path().join("anchor")).unwrap();
     for node in ["node", "renamed"] {
-        let opened = Embedded::open(dir.path(), node, Bench::key());
+        let opened = Embedded::open(dir.path(), node, StoreCase::key());
         assert!(
             matches!(&opened, Err(OpenError::Corrupt(text)) if text.contains("sealed head")),
             "{node}: {:?}",
@@ -432,7 +432,7 @@ async fn the_whole_check_passes_what_is_whole() {
     assert!(checked.is_intact(), "{checked:?}");
     assert_eq!(checked.records, store.head("node").await.unwrap().unwrap().sequence);
     assert!(store.family(jeton::model::FamilyId::new(), NOW).await.unwrap().is_none());
-    assert_eq!(store.follow(NOW, Ear::new()).await.unwrap().revocations.len(), 30);
+    assert_eq!(store.follow(NOW, RecordingFollower::new()).await.unwrap().revocations.len(), 30);
     store.close().await.unwrap();
 }
 

@@ -14,13 +14,13 @@ use jeton::store::{
 };
 use tokio::time::timeout;
 
-use crate::store::{backend::Bench, fixtures::event, prepared};
+use crate::store::{backend::StoreCase, fixtures::event, prepared};
 use crate::support::until::HANG;
 
 const DIR: &str = "STORE_TEST_HELD_DIR";
 
 fn open(dir: &Path) -> Result<Embedded, OpenError> {
-    Embedded::open(dir, "node", Bench::key())
+    Embedded::open(dir, "node", StoreCase::key())
 }
 
 /// E7: refused, with the holder's id, and not held up until the holder goes; a reader is not
@@ -122,7 +122,7 @@ fn refused(dir: &Path, name: &str) {
     // A developer's machine is no exception.
     for open_directory in [false, true] {
         let accept = Accept { open_directory, ..Accept::default() };
-        match Embedded::open_accepting(dir, "node", Bench::key(), accept) {
+        match Embedded::open_accepting(dir, "node", StoreCase::key(), accept) {
             Err(OpenError::Exposed { path, .. }) => {
                 assert!(path.ends_with(name), "{name}: {path:?}")
             }
@@ -212,7 +212,7 @@ async fn what_others_can_write_to_is_refused() {
             "{mode:o}: nothing is made before"
         );
         let developers = Accept { open_directory: true, ..Accept::default() };
-        Embedded::open_accepting(dir.path(), "node", Bench::key(), developers)
+        Embedded::open_accepting(dir.path(), "node", StoreCase::key(), developers)
             .unwrap()
             .close()
             .await

@@ -128,7 +128,7 @@ pub(crate) fn keyset(revision: u64) -> Keyset {
     Keyset { revision, keys: vec![key], sealed_root: "root".into(), mac: "mac".into() }
 }
 
-/// The name of the only chain that a bench's store has; the bench's node before it has begun.
+/// The name of the only chain that a case's store has; the case's node before it has begun.
 pub(crate) async fn chain_of(store: &(impl AuditStore + ?Sized)) -> Arc<str> {
     let chains = store.chains().await.unwrap();
     assert!(chains.len() <= 1, "{chains:?}");
@@ -161,12 +161,12 @@ pub(crate) async fn end_of_chain(store: &(impl AuditStore + ?Sized), from: u64) 
 
 /// Keeps what it hears.
 #[derive(Default)]
-pub(crate) struct Ear {
+pub(crate) struct RecordingFollower {
     heard: Mutex<Vec<Change>>,
     lost: AtomicBool,
 }
 
-impl Ear {
+impl RecordingFollower {
     pub(crate) fn new() -> Arc<Self> {
         Arc::default()
     }
@@ -181,7 +181,7 @@ impl Ear {
     }
 }
 
-impl Follower for Ear {
+impl Follower for RecordingFollower {
     fn apply(&self, change: &Change) {
         self.heard.lock().unwrap().push(change.clone());
     }

@@ -19,8 +19,8 @@ mod mongodb {
 
     use crate::{
         store::{
-            backend::Bench,
-            fixtures::{Ear, NOW, broken, client, event, id, keyset},
+            backend::StoreCase,
+            fixtures::{NOW, RecordingFollower, broken, client, event, id, keyset},
             suite::audiences::record,
         },
         support::{
@@ -36,11 +36,12 @@ mod mongodb {
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn forged_documents_stop_neither_a_listing_nor_a_start_nor_the_feed() {
         let own = Own::own();
-        let node: Arc<dyn Store> = Arc::new(database::node(own.uri(), "node", Bench::key()).await);
+        let node: Arc<dyn Store> =
+            Arc::new(database::node(own.uri(), "node", StoreCase::key()).await);
         let store = Authentic::new(node.clone(), RecordKey::new([7; 32]));
         // Its changes reach the others over the feed alone.
-        let beside = database::node(own.uri(), "other", Bench::key()).await;
-        let ear = Ear::new();
+        let beside = database::node(own.uri(), "other", StoreCase::key()).await;
+        let ear = RecordingFollower::new();
         node.follow(NOW, ear.clone()).await.unwrap();
         for name in ["a", "z"] {
             let created =
@@ -116,8 +117,8 @@ mod mongodb {
         until(async || ear.heard().contains(&raised)).await;
         let heard = ear.heard();
         assert!(!heard.contains(&Change::Missed), "{heard:?}");
-        let second = database::node(own.uri(), "second", Bench::key()).await;
-        let epochs = second.follow(NOW, Ear::new()).await.unwrap().epochs;
+        let second = database::node(own.uri(), "second", StoreCase::key()).await;
+        let epochs = second.follow(NOW, RecordingFollower::new()).await.unwrap().epochs;
         assert!(
             epochs.contains(&(EpochOf::Client(id("z")), 1))
                 && epochs.iter().any(|(of, _)| *of == EpochOf::Client(id("odd-epoch")))
@@ -131,14 +132,14 @@ mod mongodb {
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn an_unreadable_keyset_stops_neither_the_feed_nor_a_start() {
         let own = Own::own();
-        let node = database::node(own.uri(), "node", Bench::key()).await;
+        let node = database::node(own.uri(), "node", StoreCase::key()).await;
         assert_eq!(
             node.replace_keyset(&keyset(1), event(Action::KeysCreated)).await.unwrap(),
             Write::Done
         );
         // Its changes reach the others over the feed alone.
-        let beside = database::node(own.uri(), "other", Bench::key()).await;
-        let ear = Ear::new();
+        let beside = database::node(own.uri(), "other", StoreCase::key()).await;
+        let ear = RecordingFollower::new();
         node.follow(NOW, ear.clone()).await.unwrap();
         let database =
             mongodb::Client::with_uri_str(own.uri()).await.unwrap().default_database().unwrap();
@@ -172,8 +173,8 @@ mod mongodb {
             until(async || ear.heard().contains(&change)).await;
             let heard = ear.heard();
             assert!(!heard.contains(&Change::Missed), "{number}: {heard:?}");
-            let second = database::node(own.uri(), "second", Bench::key()).await;
-            let late = Ear::new();
+            let second = database::node(own.uri(), "second", StoreCase::key()).await;
+            let late = RecordingFollower::new();
             let epochs = second.follow(NOW, late.clone()).await.unwrap().epochs;
             assert_eq!(epochs, [(EpochOf::Client(id("z")), raised)], "{number}");
             assert!(!late.heard().contains(&Change::Keyset(keyset(2).into())), "{number}");
@@ -194,7 +195,8 @@ mod mongodb {
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn forged_records_of_audiences_are_nobodys_and_stop_nothing() {
         let own = Own::own();
-        let node: Arc<dyn Store> = Arc::new(database::node(own.uri(), "node", Bench::key()).await);
+        let node: Arc<dyn Store> =
+            Arc::new(database::node(own.uri(), "node", StoreCase::key()).await);
         let store = Authentic::new(node.clone(), RecordKey::new([7; 32]));
         for (audience, tenant) in
             [("urn:a", "acme"), ("urn:b", "acme"), ("urn:neither", "evil"), ("urn:z", "acme")]
@@ -272,7 +274,7 @@ mod mongodb {
             assert_eq!(claimed, Creation::Taken, "{audience}");
         }
         assert_eq!(store.take_alarms().len(), 5);
-        database::node(own.uri(), "second", Bench::key()).await;
+        database::node(own.uri(), "second", StoreCase::key()).await;
     }
 
     /// A copy of a record under another `_id` ends an export, and is named: it must not have it
@@ -281,7 +283,8 @@ mod mongodb {
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn a_copied_document_ends_an_export() {
         let own = Own::own();
-        let node: Arc<dyn Store> = Arc::new(database::node(own.uri(), "node", Bench::key()).await);
+        let node: Arc<dyn Store> =
+            Arc::new(database::node(own.uri(), "node", StoreCase::key()).await);
         node.create_client(&client("a"), event(Action::ClientCreated)).await.unwrap();
         node.claim_audience(&record("urn:a", "acme"), event(Action::AudienceClaimed))
             .await

@@ -12,13 +12,13 @@ use jeton::{
 };
 
 use crate::store::{
-    backend::Bench,
-    fixtures::{Ear, NOW, at, client, event, id},
+    backend::StoreCase,
+    fixtures::{NOW, RecordingFollower, at, client, event, id},
     prepared,
 };
 
 fn open(dir: &Path) -> Embedded {
-    Embedded::open(dir, "node", Bench::key()).unwrap()
+    Embedded::open(dir, "node", StoreCase::key()).unwrap()
 }
 
 fn large(n: usize) -> Event {
@@ -46,7 +46,7 @@ async fn a_full_disk_refuses_writes_until_there_is_room() {
     let store = open(dir.path());
     prepared::fill(&store, 1).await;
     store.bound_pages(60).await.unwrap();
-    let (ear, mut tail) = (Ear::new(), store.tail());
+    let (ear, mut tail) = (RecordingFollower::new(), store.tail());
     store.follow(NOW, ear.clone()).await.unwrap();
     let written = fill_up(&store).await;
     assert!(written > 0);
@@ -138,5 +138,5 @@ async fn verify(store: &Embedded) {
         .iter()
         .try_for_each(|record| walk.record(record))
         .unwrap();
-    walk.finish(&Bench::key(), store.head("node").await.unwrap().as_ref()).unwrap();
+    walk.finish(&StoreCase::key(), store.head("node").await.unwrap().as_ref()).unwrap();
 }

@@ -15,8 +15,10 @@ mod mongodb {
     use crate::store::transfer::assert_chain_ends_at;
     use crate::{
         store::{
-            backend::Bench,
-            fixtures::{Ear, NOW, at, client, event, family, id, of_revision, present, stamp},
+            backend::StoreCase,
+            fixtures::{
+                NOW, RecordingFollower, at, client, event, family, id, of_revision, present, stamp,
+            },
             prepared,
             transfer::{dump, lines, parse},
         },
@@ -24,15 +26,18 @@ mod mongodb {
     };
 
     async fn node(uri: &str, name: &str) -> Mongo {
-        database::node(uri, name, Bench::key()).await
+        database::node(uri, name, StoreCase::key()).await
     }
 
     async fn export(uri: &str, limit: usize) -> String {
-        lines(&dump(&Mongo::export(uri, Some(Bench::key()), DEADLINE).await.unwrap(), limit).await)
+        lines(
+            &dump(&Mongo::export(uri, Some(StoreCase::key()), DEADLINE).await.unwrap(), limit)
+                .await,
+        )
     }
 
     async fn import(uri: &str, text: &str) {
-        let import = Mongo::import(uri, Bench::key(), DEADLINE).await.unwrap();
+        let import = Mongo::import(uri, StoreCase::key(), DEADLINE).await.unwrap();
         for chunk in parse(text).chunks(11) {
             import.load(chunk.to_vec()).await.unwrap();
         }
@@ -40,7 +45,7 @@ mod mongodb {
 
     async fn into_embedded(text: &str) -> (tempfile::TempDir, Embedded) {
         let dir = tempfile::tempdir().unwrap();
-        let store = Embedded::open(dir.path(), "node", Bench::key()).unwrap();
+        let store = Embedded::open(dir.path(), "node", StoreCase::key()).unwrap();
         for chunk in parse(text).chunks(7) {
             store.load(chunk.to_vec()).await.unwrap();
         }
@@ -53,7 +58,7 @@ mod mongodb {
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn from_a_directory_to_mongodb_and_back() {
         let (dir, uri) = (tempfile::tempdir().unwrap(), Database::own());
-        let source = Embedded::open(dir.path(), "node", Bench::key()).unwrap();
+        let source = Embedded::open(dir.path(), "node", StoreCase::key()).unwrap();
         prepared::fill(&source, 20).await;
         prepared::delete_some(&source).await;
         let exported = lines(&dump(&source, 1_000).await);
@@ -123,7 +128,7 @@ mod mongodb {
         // What was ended stays ended on both, and every chain is whole.
         let moved = node(other_uri.uri(), "three").await;
         for store in [&moved as &dyn Store, &embedded] {
-            let standing = store.follow(at(2_000), Ear::new()).await.unwrap();
+            let standing = store.follow(at(2_000), RecordingFollower::new()).await.unwrap();
             for id in [ended.id, reused.id, short.id] {
                 assert!(
                     standing
@@ -134,7 +139,7 @@ mod mongodb {
                 );
             }
             assert!(standing.epochs.contains(&(EpochOf::Client(id("gone")), 1)));
-            let verdicts = verify(store, &Bench::key(), None, &[]).await.unwrap();
+            let verdicts = verify(store, &StoreCase::key(), None, &[]).await.unwrap();
             assert_eq!(verdicts.len(), 2);
             assert!(verdicts.iter().all(|verdict| verdict.flaw.is_none()), "{verdicts:?}");
         }
@@ -142,9 +147,9 @@ mod mongodb {
 
     async fn refused(items: Vec<ExportRecord>) -> String {
         let uri = Database::own();
-        let import = Mongo::import(uri.uri(), Bench::key(), DEADLINE).await.unwrap();
+        let import = Mongo::import(uri.uri(), StoreCase::key(), DEADLINE).await.unwrap();
         let outcome = import.load(items).await;
-        let opened = Mongo::open(uri.uri(), "node", Bench::key(), DEADLINE).await;
+        let opened = Mongo::open(uri.uri(), "node", StoreCase::key(), DEADLINE).await;
         assert!(
             matches!(opened, Err(OpenError::Corrupt(_))),
             "nothing opens the half of an import"
@@ -161,7 +166,7 @@ mod mongodb {
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn a_tampered_export_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let source = Embedded::open(dir.path(), "node", Bench::key()).unwrap();
+        let source = Embedded::open(dir.path(), "node", StoreCase::key()).unwrap();
         prepared::fill(&source, 3).await;
         let whole = dump(&source, 1_000).await;
         let first =
@@ -184,13 +189,13 @@ mod mongodb {
         let store = node(uri.uri(), "node").await;
         let revocation = Revocation { revoked: Revoked::Token(Jti::new()), until: at(1_000) };
         store.revoke(&revocation, event(Action::TokenRevoked)).await.unwrap();
-        let import = Mongo::import(uri.uri(), Bench::key(), DEADLINE).await.unwrap();
+        let import = Mongo::import(uri.uri(), StoreCase::key(), DEADLINE).await.unwrap();
         let full = import.load(whole).await;
         assert!(
             matches!(full, Err(StoreError::Corrupt(problem)) if problem.to_string() == "import: the store is not empty")
         );
         assert_eq!(
-            store.follow(NOW, Ear::new()).await.unwrap().revocations,
+            store.follow(NOW, RecordingFollower::new()).await.unwrap().revocations,
             [revocation],
             "nothing was touched"
         );

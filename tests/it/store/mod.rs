@@ -25,17 +25,17 @@ mod trail;
 mod transfer;
 mod wrappers;
 
-suite::lane!(embedded, Bench::embedded());
-suite::lane!(metered, Bench::metered());
-suite::lane!(faulty_and_idle, Bench::faulty());
+suite::lane!(embedded, StoreCase::embedded());
+suite::lane!(metered, StoreCase::metered());
+suite::lane!(faulty_and_idle, StoreCase::faulty());
 suite::lane!(
     mongodb,
-    Bench::mongodb().await,
+    StoreCase::mongodb().await,
     ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"
 );
 // As the service runs it.
 suite::lane!(
     mongodb_metered,
-    Bench::mongodb_metered().await,
+    StoreCase::mongodb_metered().await,
     ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"
 );

@@ -15,8 +15,10 @@ use jeton::{
 use proptest::prelude::*;
 
 use crate::store::{
-    backend::Bench,
-    fixtures::{Ear, NOW, at, client_of, event, family, id, present, stamp, whole_chain},
+    backend::StoreCase,
+    fixtures::{
+        NOW, RecordingFollower, at, client_of, event, family, id, present, stamp, whole_chain,
+    },
 };
 
 /// Few ids, so that verbs meet.
@@ -247,12 +249,12 @@ impl Model {
 }
 
 /// Carries one verb out on both sides.
-async fn step(bench: &Bench, model: &mut Model, now: &mut Timestamp, verb: &Verb) {
+async fn step(case: &StoreCase, model: &mut Model, now: &mut Timestamp, verb: &Verb) {
     if matches!(verb, Verb::Rotate { .. } | Verb::Again { .. }) {
         // The model has no answers on their way.
-        bench.settled().await;
+        case.settled().await;
     }
-    let store = bench.store();
+    let store = case.store();
     match *verb {
         Verb::Create { client, tenant } => {
             let client = client_of(if tenant { "one" } else { "two" }, CLIENTS[client]);
@@ -313,7 +315,7 @@ async fn step(bench: &Bench, model: &mut Model, now: &mut Timestamp, verb: &Verb
         Verb::Sweep => assert_eq!(store.sweep(*now, 1_000).await.unwrap(), model.sweep(*now)),
         Verb::Pass { millis } => *now = Timestamp::from_millis(now.millis() + millis),
         Verb::Reopen => {
-            bench.reopen().await;
+            case.reopen().await;
         }
         Verb::Open { .. }
         | Verb::Rotate { .. }
@@ -447,7 +449,7 @@ async fn compare(store: &dyn Store, model: &Model, now: Timestamp) {
             model.families.get(family).filter(stands)
         );
     }
-    let snapshot = store.follow(now, Ear::new()).await.unwrap();
+    let snapshot = store.follow(now, RecordingFollower::new()).await.unwrap();
     let revocations: BTreeSet<_> =
         snapshot.revocations.iter().map(|it| (it.revoked, it.until)).collect();
     let stands = |(_, until): &(&Revoked, &Timestamp)| now < **until;
@@ -465,13 +467,13 @@ async fn compare(store: &dyn Store, model: &Model, now: Timestamp) {
     assert_eq!(records.len() as u64, model.records, "one record a change");
 }
 
-async fn run(bench: Bench, verbs: &[Verb]) {
+async fn run(case: StoreCase, verbs: &[Verb]) {
     let (mut model, mut now) = (Model::default(), NOW);
     for verb in verbs {
-        step(&bench, &mut model, &mut now, verb).await;
+        step(&case, &mut model, &mut now, verb).await;
     }
-    compare(&*bench.store(), &model, now).await;
-    compare(&*bench.reopen().await, &model, now).await;
+    compare(&*case.store(), &model, now).await;
+    compare(&*case.reopen().await, &model, now).await;
 }
 
 proptest! {
@@ -480,7 +482,7 @@ proptest! {
     #[test]
     fn any_sequence_of_verbs_answers_as_the_model(verbs in prop::collection::vec(verb(), 1..120)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(run(Bench::embedded(), &verbs));
+        runtime.block_on(run(StoreCase::embedded(), &verbs));
     }
 }
 
@@ -494,7 +496,7 @@ mod mongodb {
         #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
         fn any_sequence_of_verbs_answers_as_the_model(verbs in prop::collection::vec(verb(), 1..80)) {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(async { run(Bench::mongodb().await, &verbs).await });
+            runtime.block_on(async { run(StoreCase::mongodb().await, &verbs).await });
         }
     }
 }

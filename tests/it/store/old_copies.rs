@@ -16,17 +16,17 @@ use jeton::{
 };
 use tempfile::TempDir;
 
-use crate::store::{backend::Bench, fixtures::event, prepared};
+use crate::store::{backend::StoreCase, fixtures::event, prepared};
 
 fn open(dir: &Path) -> Result<Embedded, OpenError> {
-    Embedded::open(dir, "node", Bench::key())
+    Embedded::open(dir, "node", StoreCase::key())
 }
 
 fn accepting(dir: &Path) -> Embedded {
     Embedded::open_accepting(
         dir,
         "node",
-        Bench::key(),
+        StoreCase::key(),
         Accept { rollback: true, ..Accept::default() },
     )
     .unwrap()
@@ -178,7 +178,7 @@ async fn no_crash_looks_like_a_copy() {
         .unwrap()
         .write_all_at(&note, 0)
         .unwrap();
-    Embedded::adopt(killed.path(), Bench::key()).unwrap();
+    Embedded::adopt(killed.path(), StoreCase::key()).unwrap();
     go_on(killed.path()).await;
     store.close().await.unwrap();
 }

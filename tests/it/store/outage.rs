@@ -24,15 +24,15 @@ mod mongodb {
     use crate::support::until::HANG;
     use crate::{
         store::{
-            backend::Bench,
-            fixtures::{Ear, NOW, at, event, family, keyset, present, stamp},
+            backend::StoreCase,
+            fixtures::{NOW, RecordingFollower, at, event, family, keyset, present, stamp},
             trail::mongodb::sign,
         },
         support::database::{Database as Own, FAIL_COMMAND, PATIENCE, answered},
     };
 
     /// A node with an application name of its own, whose commands alone fail when they are told to.
-    struct Frail {
+    struct FailingNode {
         own: Own,
         store: Mongo,
         server: Server,
@@ -44,7 +44,7 @@ mod mongodb {
         name: String,
     }
 
-    impl Frail {
+    impl FailingNode {
         async fn open() -> Self {
             Self::with(Duration::from_secs(2)).await
         }
@@ -54,7 +54,7 @@ mod mongodb {
             let own = Own::own();
             let name = format!("jeton-{}", uuid::Uuid::new_v4().simple());
             let uri = format!("{}&appName={name}", own.uri());
-            let store = Mongo::open(&uri, "node", Bench::key(), deadline).await.unwrap();
+            let store = Mongo::open(&uri, "node", StoreCase::key(), deadline).await.unwrap();
             let client = Client::with_uri_str(own.uri()).await.unwrap();
             Self { own, store, server: Server { client, name } }
         }
@@ -140,7 +140,7 @@ mod mongodb {
     async fn a_call_that_is_stuck_is_passed() {
         // First, for a node that is not new looks at this collection for itself.
         let _alone = FAIL_COMMAND.lock().await;
-        let frail = Frail::with(PATIENCE).await;
+        let frail = FailingNode::with(PATIENCE).await;
         let (store, family, stamp) = (&frail.store, family("a"), stamp());
         store.open_family(&family, event(Action::TokenIssued)).await.unwrap();
         let presented = present(&family, 0, 1);
@@ -181,7 +181,7 @@ mod mongodb {
     #[tokio::test]
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn a_rotation_that_nobody_heard_of_can_be_asked_for_again() {
-        let frail = Frail::open().await;
+        let frail = FailingNode::open().await;
         let (store, stamp) = (&frail.store, stamp());
         let unheard = async |presented: &Rotate| {
             let lost = store.rotate(presented, &stamp, "jti");
@@ -213,14 +213,14 @@ mod mongodb {
     #[tokio::test]
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn a_mark_does_not_outlive_its_node_nor_its_rotation() {
-        let frail = Frail::open().await;
+        let frail = FailingNode::open().await;
         let (killed, rotated) = (family("a"), family("b"));
         let stamp = stamp();
         for family in [&killed, &rotated] {
             frail.store.open_family(family, event(Action::TokenIssued)).await.unwrap();
             frail.store.rotate(&present(family, 0, 1), &stamp, "jti").await.unwrap();
         }
-        let Frail { own, store, server } = frail;
+        let FailingNode { own, store, server } = frail;
         // The events are recorded, and the marks are still there.
         assert_eq!(store.events(&Filter::default(), None, 10).await.unwrap().len(), 4);
         drop(store);
@@ -228,7 +228,7 @@ mod mongodb {
         let id = mongodb::bson::Uuid::from_bytes(*rotated.id.0.as_bytes());
         let older = doc! { "$set": { "generation": 2_i64, "rotated_at": DateTime::from_millis(at(300_000).millis()) } };
         tokens.update_one(doc! { "_id": id }, older).await.unwrap();
-        let next = Mongo::open(own.uri(), "node", Bench::key(), PATIENCE).await.unwrap();
+        let next = Mongo::open(own.uri(), "node", StoreCase::key(), PATIENCE).await.unwrap();
         let repeated = next.rotate(&present(&rotated, 1, 302_000), &stamp, "jti").await.unwrap();
         assert!(matches!(repeated, Rotation::Repeated(_)), "{repeated:?}");
         answered(own.uri()).await;
@@ -243,7 +243,7 @@ mod mongodb {
     #[tokio::test]
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn a_mark_that_cannot_be_taken_away_is_known_to_be_wrong() {
-        let Frail { own, store, server } = Frail::open().await;
+        let FailingNode { own, store, server } = FailingNode::open().await;
         let (spent, other, stamp) = (family("a"), family("b"), stamp());
         for family in [&spent, &other] {
             store.open_family(family, event(Action::TokenIssued)).await.unwrap();
@@ -265,7 +265,7 @@ mod mongodb {
             .await
             .expect("not left to the next look");
         drop(store);
-        let next = Mongo::open(own.uri(), "node", Bench::key(), PATIENCE).await.unwrap();
+        let next = Mongo::open(own.uri(), "node", StoreCase::key(), PATIENCE).await.unwrap();
         assert_eq!(
             next.rotate(&late(&present(&other, 0, 1), 60), &stamp, "jti").await.unwrap(),
             Rotation::Reused
@@ -277,7 +277,7 @@ mod mongodb {
     #[tokio::test]
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn a_record_that_another_made_answered_nobody() {
-        let Frail { own, store, server } = Frail::open().await;
+        let FailingNode { own, store, server } = FailingNode::open().await;
         let (family, stamp) = (family("a"), stamp());
         store.open_family(&family, event(Action::TokenIssued)).await.unwrap();
         let first = present(&family, 0, 1);
@@ -292,16 +292,16 @@ mod mongodb {
         let left = tokens.find_one(doc! {}).await.unwrap().unwrap();
         // The entry of the opening may still be before it.
         let mut outbox = vec![left.get_array("outbox").unwrap().last().unwrap().clone()];
-        let finder = Mongo::open(own.uri(), "node", Bench::key(), PATIENCE).await.unwrap();
+        let finder = Mongo::open(own.uri(), "node", StoreCase::key(), PATIENCE).await.unwrap();
         finder.close().await.unwrap();
         let is_empty = doc! { "outbox.id": { "$exists": false } };
         assert_eq!(tokens.count_documents(is_empty.clone()).await.unwrap(), 1, "it was recorded");
         // As it is left behind by one that recorded it and was killed before it took it out.
         let entry = outbox[0].as_document_mut().unwrap();
         entry.extend(doc! { "claim": mongodb::bson::Uuid::new(), "from": "node" });
-        sign(entry, &Bench::key(), "tokens", left.get("_id").unwrap().clone());
+        sign(entry, &StoreCase::key(), "tokens", left.get("_id").unwrap().clone());
         tokens.update_one(doc! {}, doc! { "$set": { "outbox": outbox } }).await.unwrap();
-        let next = Mongo::open(own.uri(), "node", Bench::key(), PATIENCE).await.unwrap();
+        let next = Mongo::open(own.uri(), "node", StoreCase::key(), PATIENCE).await.unwrap();
         while tokens.count_documents(is_empty.clone()).await.unwrap() == 0 {
             tokio::task::yield_now().await;
         }
@@ -320,7 +320,7 @@ mod mongodb {
     #[tokio::test]
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn a_record_that_came_too_late_answered_nobody() {
-        let Frail { own, store, server } = Frail::open().await;
+        let FailingNode { own, store, server } = FailingNode::open().await;
         let (family, stamp) = (family("a"), stamp());
         store.open_family(&family, event(Action::TokenIssued)).await.unwrap();
         let first = present(&family, 0, 1);
@@ -358,7 +358,7 @@ mod mongodb {
         // As it is left behind by one that was killed in the moment after.
         let outbox = kept.get_array("outbox").unwrap().clone();
         tokens.update_one(doc! {}, doc! { "$set": { "outbox": outbox } }).await.unwrap();
-        let next = Mongo::open(own.uri(), "node", Bench::key(), PATIENCE).await.unwrap();
+        let next = Mongo::open(own.uri(), "node", StoreCase::key(), PATIENCE).await.unwrap();
         while tokens.count_documents(doc! { "outbox.id": { "$exists": true } }).await.unwrap() > 0 {
             tokio::task::yield_now().await;
         }
@@ -375,8 +375,9 @@ mod mongodb {
     #[tokio::test]
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn only_what_was_answered_counts() {
-        let frail = Frail::open().await;
-        let other = Mongo::open(frail.own.uri(), "other", Bench::key(), PATIENCE).await.unwrap();
+        let frail = FailingNode::open().await;
+        let other =
+            Mongo::open(frail.own.uri(), "other", StoreCase::key(), PATIENCE).await.unwrap();
         let (family, stamp) = (family("a"), stamp());
         other.open_family(&family, event(Action::TokenIssued)).await.unwrap();
         for generation in 0..5 {
@@ -411,7 +412,7 @@ mod mongodb {
     #[tokio::test]
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn an_outage_uses_up_no_repetitions() {
-        let Frail { store, server, own: _own } = Frail::open().await;
+        let FailingNode { store, server, own: _own } = FailingNode::open().await;
         let (family, stamp) = (family("a"), stamp());
         store.open_family(&family, event(Action::TokenIssued)).await.unwrap();
         let presented = present(&family, 0, 0);
@@ -443,8 +444,9 @@ mod mongodb {
     #[tokio::test]
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn the_echo_of_a_call_that_was_given_up_is_no_reuse() {
-        let frail = Frail::open().await;
-        let other = Mongo::open(frail.own.uri(), "other", Bench::key(), PATIENCE).await.unwrap();
+        let frail = FailingNode::open().await;
+        let other =
+            Mongo::open(frail.own.uri(), "other", StoreCase::key(), PATIENCE).await.unwrap();
         let (family, spent, stamp) = (family("a"), family("b"), stamp());
         for family in [&family, &spent] {
             other.open_family(family, event(Action::TokenIssued)).await.unwrap();
@@ -485,7 +487,7 @@ mod mongodb {
     #[tokio::test]
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn the_grace_goes_by_the_common_clock() {
-        let frail = Frail::open().await;
+        let frail = FailingNode::open().await;
         let (store, stamp) = (&frail.store, stamp());
         let ahead = |rotate: Rotate, millis: i64| Rotate {
             now: Timestamp::from_millis(rotate.now.millis() + millis),
@@ -518,7 +520,7 @@ mod mongodb {
     #[tokio::test]
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn counters_told_twice_count_once() {
-        let frail = Frail::open().await;
+        let frail = FailingNode::open().await;
         let hits = [("a".to_owned(), 5), ("b".to_owned(), 7)];
         assert_eq!(frail.store.count(&hits, at(10_000)).await.unwrap(), [5, 7]);
         let how = doc! { "writeConcernError": { "code": 64, "errmsg": "not confirmed" } };
@@ -532,10 +534,11 @@ mod mongodb {
         assert_eq!(frail.store.count(&hits, at(10_000)).await.unwrap(), [10, 14]);
         // A process of another name, and a later one of this name, count beside it.
         for name in ["other", "node"] {
-            let other = Mongo::open(frail.own.uri(), name, Bench::key(), PATIENCE).await.unwrap();
+            let other =
+                Mongo::open(frail.own.uri(), name, StoreCase::key(), PATIENCE).await.unwrap();
             other.count(&hits[..1], at(10_000)).await.unwrap();
         }
-        let last = Mongo::open(frail.own.uri(), "last", Bench::key(), PATIENCE).await.unwrap();
+        let last = Mongo::open(frail.own.uri(), "last", StoreCase::key(), PATIENCE).await.unwrap();
         assert_eq!(last.count(&[("a".to_owned(), 0)], at(10_000)).await.unwrap(), [20]);
     }
 
@@ -545,7 +548,7 @@ mod mongodb {
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn a_record_left_behind_is_made_once_and_brings_its_time_along() {
         for foreign in [false, true] {
-            let Frail { own, store, server } = Frail::open().await;
+            let FailingNode { own, store, server } = FailingNode::open().await;
             let revocation =
                 Revocation { revoked: Revoked::Token(Jti::new()), until: at(1_000_000) };
             let years = Timestamp::from_millis(NOW.millis() + 10 * 366 * 86_400_000);
@@ -570,11 +573,12 @@ mod mongodb {
             if foreign {
                 let entry = outbox[0].as_document_mut().unwrap();
                 entry.extend(doc! { "claim": mongodb::bson::Uuid::new(), "from": "other" });
-                sign(entry, &Bench::key(), "revocations", left.get("_id").unwrap().clone());
+                sign(entry, &StoreCase::key(), "revocations", left.get("_id").unwrap().clone());
             }
             revocations.update_one(doc! {}, doc! { "$set": { "outbox": outbox } }).await.unwrap();
             for life in 1..=2 {
-                let next = Mongo::open(own.uri(), "node", Bench::key(), PATIENCE).await.unwrap();
+                let next =
+                    Mongo::open(own.uri(), "node", StoreCase::key(), PATIENCE).await.unwrap();
                 let recorded = next.events(&Filter::default(), None, 10).await.unwrap();
                 let made = recorded.iter().filter(|record| record.event.at == years);
                 assert_eq!(made.count(), 1, "{recorded:?}");
@@ -594,15 +598,15 @@ mod mongodb {
     #[tokio::test]
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn who_lost_its_name_is_told_at_once() {
-        let frail = Frail::open().await;
+        let frail = FailingNode::open().await;
         assert_eq!(
             frail.store.replace_keyset(&keyset(1), event(Action::KeysCreated)).await.unwrap(),
             Write::Done
         );
-        let ear = Ear::new();
+        let ear = RecordingFollower::new();
         frail.store.follow(NOW, ear.clone() as std::sync::Arc<dyn Follower>).await.unwrap();
         assert_eq!(ear.heard(), [Change::Keyset(keyset(1).into())]);
-        let _heir = Mongo::open(frail.own.uri(), "node", Bench::key(), PATIENCE).await.unwrap();
+        let _heir = Mongo::open(frail.own.uri(), "node", StoreCase::key(), PATIENCE).await.unwrap();
         let told = async {
             while !ear.is_lost() {
                 tokio::task::yield_now().await;
@@ -616,10 +620,10 @@ mod mongodb {
     #[tokio::test]
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn nothing_is_missed_where_the_stream_breaks_off_twice() {
-        let Frail { own, store, server } = Frail::open().await;
-        let ear = Ear::new();
+        let FailingNode { own, store, server } = FailingNode::open().await;
+        let ear = RecordingFollower::new();
         store.follow(NOW, ear.clone() as std::sync::Arc<dyn Follower>).await.unwrap();
-        let other = Mongo::open(own.uri(), "other", Bench::key(), PATIENCE).await.unwrap();
+        let other = Mongo::open(own.uri(), "other", StoreCase::key(), PATIENCE).await.unwrap();
         let _alone = FAIL_COMMAND.lock().await;
         let mut ended = Vec::new();
         let ends = async {

@@ -8,7 +8,7 @@ use jeton::{
 };
 use tempfile::TempDir;
 
-use crate::store::backend::Bench;
+use crate::store::backend::StoreCase;
 use crate::store::fixtures::{at, client, client_of, event, family, id, keyset, present, stamp};
 use crate::store::suite::audiences::record;
 
@@ -57,7 +57,7 @@ pub(crate) async fn delete_some(store: &dyn Store) {
 /// leaves behind.
 pub(crate) fn killed(dir: &Path) -> TempDir {
     let copy = copied(dir);
-    Embedded::adopt(copy.path(), Bench::key()).unwrap();
+    Embedded::adopt(copy.path(), StoreCase::key()).unwrap();
     copy
 }
 

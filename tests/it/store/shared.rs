@@ -29,8 +29,10 @@ mod mongodb {
     use crate::support::until::HANG;
     use crate::{
         store::{
-            backend::Bench,
-            fixtures::{Ear, NOW, at, client, event, family, id, keyset, present, stamp},
+            backend::StoreCase,
+            fixtures::{
+                NOW, RecordingFollower, at, client, event, family, id, keyset, present, stamp,
+            },
             trail::mongodb::sign,
         },
         support::database::{self, Database as Own, FAIL_COMMAND},
@@ -39,7 +41,7 @@ mod mongodb {
     const WHY: &str = "what is heard comes in milliseconds; this is a minute for a busy machine";
 
     async fn node(uri: &str, name: &str) -> Mongo {
-        database::node(uri, name, Bench::key()).await
+        database::node(uri, name, StoreCase::key()).await
     }
 
     async fn looked_into(uri: &str) -> Database {
@@ -64,8 +66,11 @@ mod mongodb {
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn what_one_node_ends_the_others_hear_of() {
         let uri = Own::own();
-        let (one, other, ear) =
-            (node(uri.uri(), "one").await, node(uri.uri(), "other").await, Ear::new());
+        let (one, other, ear) = (
+            node(uri.uri(), "one").await,
+            node(uri.uri(), "other").await,
+            RecordingFollower::new(),
+        );
         other.follow(NOW, ear.clone()).await.unwrap();
         let revocation = Revocation { revoked: Revoked::Token(Jti::new()), until: at(1_000) };
         one.revoke(&revocation, event(Action::TokenRevoked)).await.unwrap();
@@ -178,7 +183,7 @@ mod mongodb {
             bytes: entry.as_bytes().to_vec(),
         };
         let mut left = doc! { "id": entry, "node": "node", "after": 1_i64, "event": event_of_it };
-        sign(&mut left, &Bench::key(), "clients", "a");
+        sign(&mut left, &StoreCase::key(), "clients", "a");
         let change = doc! {
             "$set": { "revision": 2_i64, "client": mongodb::bson::serialize_to_bson(&record).unwrap() },
             "$push": { "outbox": left },
@@ -191,7 +196,7 @@ mod mongodb {
         assert_eq!(actions, [Action::ClientCreated, Action::ClientUpdated]);
         let mut walk = Walk::from_start();
         records.iter().try_for_each(|record| walk.record(record)).unwrap();
-        walk.finish(&Bench::key(), store.head("node").await.unwrap().as_ref()).unwrap();
+        walk.finish(&StoreCase::key(), store.head("node").await.unwrap().as_ref()).unwrap();
         eventually("the outbox is emptied", async || {
             let found = clients.find_one(doc! { "_id": "a" }).await.unwrap().unwrap();
             found.get_array("outbox").unwrap().is_empty()
@@ -293,7 +298,7 @@ mod mongodb {
         meta.update_one(doc! { "_id": "schema" }, doc! { "$set": { "version": 9_i64 } })
             .await
             .unwrap();
-        let refused = Mongo::open(uri.uri(), "node", Bench::key(), DEADLINE).await;
+        let refused = Mongo::open(uri.uri(), "node", StoreCase::key(), DEADLINE).await;
         assert!(
             matches!(&refused, Err(OpenError::Newer { found: 9, known: 1 })),
             "{:?}",
@@ -315,7 +320,8 @@ mod mongodb {
         let database = looked_into(uri.uri()).await;
         let logs: Collection<Document> = database.collection("audit_logs");
         logs.delete_one(doc! { "_id": { "chain": "node", "sequence": 5_i64 } }).await.unwrap();
-        let refused = Mongo::open(uri.uri(), "node", Bench::key(), DEADLINE).await.err().unwrap();
+        let refused =
+            Mongo::open(uri.uri(), "node", StoreCase::key(), DEADLINE).await.err().unwrap();
         assert_eq!(
             refused.to_string(),
             "the database is damaged: the audit chain node ends at record 4, expected 5 or later"
@@ -326,7 +332,7 @@ mod mongodb {
             .await
             .unwrap();
         assert!(matches!(
-            Mongo::open(uri.uri(), "node", Bench::key(), DEADLINE).await,
+            Mongo::open(uri.uri(), "node", StoreCase::key(), DEADLINE).await,
             Err(OpenError::Corrupt(_))
         ));
     }
@@ -356,7 +362,7 @@ mod mongodb {
         };
         let flaw = async || {
             let [verdict] =
-                <[_; 1]>::try_from(verify(&store, &Bench::key(), None, &[]).await.unwrap())
+                <[_; 1]>::try_from(verify(&store, &StoreCase::key(), None, &[]).await.unwrap())
                     .unwrap();
             verdict.flaw
         };
@@ -378,9 +384,9 @@ mod mongodb {
     }
 
     /// A node over a database of its own, and what it is told of.
-    async fn followed() -> (Own, Mongo, Arc<Ear>) {
+    async fn followed() -> (Own, Mongo, Arc<RecordingFollower>) {
         let uri = Own::own();
-        let (store, ear) = (node(uri.uri(), "node").await, Ear::new());
+        let (store, ear) = (node(uri.uri(), "node").await, RecordingFollower::new());
         store.follow(NOW, ear.clone()).await.unwrap();
         (uri, store, ear)
     }
@@ -426,7 +432,7 @@ mod mongodb {
     /// Hears, and notes up to when it has heard everything.
     #[derive(Default)]
     struct Hearer {
-        ear: Ear,
+        ear: RecordingFollower,
         known: Mutex<Option<Instant>>,
     }
 
@@ -550,10 +556,16 @@ mod mongodb {
         assert_eq!(store.sweep(at(2_000), 10).await.unwrap(), 1);
         assert_eq!(store.family(short.id, NOW).await.unwrap(), None);
         let revocation = Revocation { revoked: Revoked::Family(short.id), until: at(5_000) };
-        assert_eq!(store.follow(at(2_000), Ear::new()).await.unwrap().revocations, [revocation]);
+        assert_eq!(
+            store.follow(at(2_000), RecordingFollower::new()).await.unwrap().revocations,
+            [revocation]
+        );
         store.end_family(short.id, NOW, at(6_000), event(Action::FamilyRevoked)).await.unwrap();
         let longer = Revocation { until: at(6_000), ..revocation };
-        assert_eq!(store.follow(at(2_000), Ear::new()).await.unwrap().revocations, [longer]);
+        assert_eq!(
+            store.follow(at(2_000), RecordingFollower::new()).await.unwrap().revocations,
+            [longer]
+        );
         assert_eq!(store.sweep(at(6_000), 10).await.unwrap(), 1);
     }
 }

@@ -19,8 +19,8 @@ mod mongodb {
 
     use crate::{
         store::{
-            backend::Bench,
-            fixtures::{Ear, NOW, at, event},
+            backend::StoreCase,
+            fixtures::{NOW, RecordingFollower, at, event},
             prepared,
         },
         support::database,
@@ -69,7 +69,7 @@ mod mongodb {
 
         async fn node(&self, name: &str) -> Mongo {
             let uri = format!("mongodb://127.0.0.1:{}/jeton", self.port);
-            database::node(&uri, name, Bench::key()).await
+            database::node(&uri, name, StoreCase::key()).await
         }
     }
 
@@ -87,7 +87,8 @@ mod mongodb {
     #[ignore = "needs mongod: see .ci/with-mongodb"]
     async fn nodes_share_a_server_without_a_replica_set() {
         let server = Alone::start().await;
-        let (one, other, ear) = (server.node("one").await, server.node("other").await, Ear::new());
+        let (one, other, ear) =
+            (server.node("one").await, server.node("other").await, RecordingFollower::new());
         other.follow(NOW, ear.clone()).await.unwrap();
         let revocation = Revocation { revoked: Revoked::Token(Jti::new()), until: at(1_000) };
         one.revoke(&revocation, event(Action::TokenRevoked)).await.unwrap();
@@ -103,7 +104,7 @@ mod mongodb {
         one.close().await.unwrap();
         let one = server.node("one").await;
         one.append(event(Action::ServerStarted)).await.unwrap();
-        let verdicts = verify(&other, &Bench::key(), None, &[]).await.unwrap();
+        let verdicts = verify(&other, &StoreCase::key(), None, &[]).await.unwrap();
         let names: Vec<&str> = verdicts.iter().map(|verdict| &*verdict.chain).collect();
         assert_eq!(names, ["one", "other"]);
         assert!(

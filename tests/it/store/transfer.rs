@@ -14,13 +14,13 @@ use jeton::{
 };
 
 use crate::store::{
-    backend::Bench,
+    backend::StoreCase,
     fixtures::{NOW, at, id},
     prepared,
 };
 
 fn open(dir: &Path) -> Embedded {
-    Embedded::open(dir, "node", Bench::key()).unwrap()
+    Embedded::open(dir, "node", StoreCase::key()).unwrap()
 }
 
 /// Verifies the chain `node`, whose last record must have this sequence.
@@ -28,7 +28,7 @@ pub(crate) async fn assert_chain_ends_at(store: &dyn Store, sequence: u64) {
     let mut walk = Walk::from_start();
     let records = store.chain("node", 0, 10_000).await.unwrap();
     records.iter().try_for_each(|record| walk.record(record)).unwrap();
-    walk.finish(&Bench::key(), store.head("node").await.unwrap().as_ref()).unwrap();
+    walk.finish(&StoreCase::key(), store.head("node").await.unwrap().as_ref()).unwrap();
     assert_eq!(walk.sequence(), sequence);
 }
 
@@ -67,7 +67,7 @@ async fn an_imported_store_exports_the_same_bytes() {
     );
     assert_eq!(lines(&dump(&source, 1).await), exported);
     assert_eq!(
-        lines(&dump(&Embedded::read_only(from.path(), Some(Bench::key())).unwrap(), 7).await),
+        lines(&dump(&Embedded::read_only(from.path(), Some(StoreCase::key())).unwrap(), 7).await),
         exported,
         "beside the running server"
     );
@@ -81,7 +81,7 @@ async fn an_imported_store_exports_the_same_bytes() {
     target.close().await.unwrap();
 
     // The chain goes on where it was.
-    let target = Embedded::open(to.path(), "other", Bench::key()).unwrap();
+    let target = Embedded::open(to.path(), "other", StoreCase::key()).unwrap();
     let head = source.head("node").await.unwrap().unwrap();
     target.append(crate::store::fixtures::event(Action::StoreImported)).await.unwrap();
     assert_chain_ends_at(&target, head.sequence + 1).await;
@@ -137,7 +137,7 @@ async fn an_export_beside_a_server_is_of_one_moment() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
     prepared::fill(&store, 10).await;
-    let view = Embedded::read_only(dir.path(), Some(Bench::key())).unwrap();
+    let view = Embedded::read_only(dir.path(), Some(StoreCase::key())).unwrap();
     let before = dump(&store, 1_000).await;
     let first = view.export_page(None, 1).await.unwrap();
     prepared::fill(&store, 10).await;
@@ -208,7 +208,7 @@ async fn a_chain_that_was_altered_in_the_store_is_not_exported() {
         "{keyless:?}"
     );
     let end = keyless.iter().rposition(|item| matches!(item, ExportRecord::Record { .. })).unwrap();
-    let view = Embedded::read_only(dir.path(), Some(Bench::key())).unwrap();
+    let view = Embedded::read_only(dir.path(), Some(StoreCase::key())).unwrap();
     let refused = view.export_page(Some(&keyless[end]), 10).await.unwrap_err();
     assert!(
         matches!(refused, StoreError::Corrupt(source) if source.to_string().contains("the seal of \
@@ -238,7 +238,7 @@ async fn half_an_import_does_not_open() {
     let target = open(to.path());
     target.load(items[..4].to_vec()).await.unwrap();
     target.close().await.unwrap();
-    let refused = Embedded::open(to.path(), "node", Bench::key());
+    let refused = Embedded::open(to.path(), "node", StoreCase::key());
     assert!(matches!(refused, Err(OpenError::Corrupt(text)) if text.contains("import")));
 }
 
@@ -263,7 +263,8 @@ async fn revocations_and_epochs_move_along() {
         target.load(dump(&source, 1_000).await).await.unwrap();
         target.close().await.unwrap();
         let target = open(to.path());
-        let snapshot = target.follow(NOW, crate::store::fixtures::Ear::new()).await.unwrap();
+        let snapshot =
+            target.follow(NOW, crate::store::fixtures::RecordingFollower::new()).await.unwrap();
         assert_eq!((snapshot.revocations, snapshot.epochs), (vec![revocation], vec![(of, 1)]));
         assert_eq!(target.client(&id("a")).await.unwrap(), None);
     }

@@ -14,20 +14,20 @@ use tokio::time::Instant;
 
 use crate::{
     store::{
-        backend::Bench,
-        fixtures::{Ear, NOW, client, event, id},
+        backend::StoreCase,
+        fixtures::{NOW, RecordingFollower, client, event, id},
     },
     support::faulty::{Act, FaultyStore, Kind, Side},
 };
 
-fn faulty(bench: &Bench) -> FaultyStore {
-    FaultyStore::new(bench.store())
+fn faulty(case: &StoreCase) -> FaultyStore {
+    FaultyStore::new(case.store())
 }
 
 #[tokio::test]
 async fn the_planned_call_fails_before_the_store_hears_of_it() {
-    let bench = Bench::embedded();
-    let store = faulty(&bench);
+    let case = StoreCase::embedded();
+    let store = faulty(&case);
     store.plan(2, Act::FailBefore(Kind::Unavailable));
     assert_eq!(store.client(&id("a")).await.unwrap(), None);
     let failed = store.create_client(&client("a"), event(Action::ClientCreated)).await;
@@ -38,8 +38,8 @@ async fn the_planned_call_fails_before_the_store_hears_of_it() {
 
 #[tokio::test]
 async fn the_planned_call_fails_after_the_store_has_done_it() {
-    let bench = Bench::embedded();
-    let store = faulty(&bench);
+    let case = StoreCase::embedded();
+    let store = faulty(&case);
     store.plan(1, Act::FailAfter(Kind::Full));
     let failed = store.create_client(&client("a"), event(Action::ClientCreated)).await;
     assert!(matches!(failed, Err(StoreError::Full(_))));
@@ -48,8 +48,8 @@ async fn the_planned_call_fails_after_the_store_has_done_it() {
 
 #[tokio::test]
 async fn what_is_planned_for_all_calls_stops_when_it_is_taken_back() {
-    let bench = Bench::embedded();
-    let store = faulty(&bench);
+    let case = StoreCase::embedded();
+    let store = faulty(&case);
     store.always(Some(Act::FailBefore(Kind::Corrupt)));
     assert!(matches!(store.ready().await, Err(StoreError::Corrupt(_))));
     assert!(matches!(store.append(event(Action::TokenIssued)).await, Err(StoreError::Corrupt(_))));
@@ -60,8 +60,8 @@ async fn what_is_planned_for_all_calls_stops_when_it_is_taken_back() {
 
 #[tokio::test]
 async fn a_delayed_call_is_late_on_either_side() {
-    let bench = Bench::embedded();
-    let store = Arc::new(faulty(&bench));
+    let case = StoreCase::embedded();
+    let store = Arc::new(faulty(&case));
     for act in
         [Act::DelayBefore(Duration::from_millis(30)), Act::DelayAfter(Duration::from_millis(30))]
     {
@@ -74,8 +74,8 @@ async fn a_delayed_call_is_late_on_either_side() {
 
 #[tokio::test]
 async fn a_held_call_waits_on_either_side() {
-    let bench = Bench::embedded();
-    let store = faulty(&bench);
+    let case = StoreCase::embedded();
+    let store = faulty(&case);
     for side in [Side::Before, Side::After] {
         let held = store.hold("append", side);
         let meanwhile = async {
@@ -105,9 +105,9 @@ impl Follower for Watch {
 
 #[tokio::test]
 async fn changes_that_are_held_back_come_late_or_never() {
-    let bench = Bench::embedded();
-    let store = faulty(&bench);
-    let (ear, watch) = (Ear::new(), Arc::new(Watch::default()));
+    let case = StoreCase::embedded();
+    let store = faulty(&case);
+    let (ear, watch) = (RecordingFollower::new(), Arc::new(Watch::default()));
     store.follow(NOW, ear.clone()).await.unwrap();
     store.follow(NOW, watch.clone()).await.unwrap();
     let write = async |name| {
@@ -135,8 +135,8 @@ async fn changes_that_are_held_back_come_late_or_never() {
 /// taken in hand, and to no others.
 #[tokio::test]
 async fn how_far_all_is_told_is_said_by_hand() {
-    let bench = Bench::embedded();
-    let below = Arc::new(faulty(&bench));
+    let case = StoreCase::embedded();
+    let below = Arc::new(faulty(&case));
     let above = FaultyStore::new(below.clone());
     let (before, after) = (Arc::new(Watch::default()), Arc::new(Watch::default()));
     above.follow(NOW, before.clone()).await.unwrap();
@@ -151,10 +151,10 @@ async fn how_far_all_is_told_is_said_by_hand() {
 
 #[tokio::test]
 async fn a_metered_store_tells_verbs_and_outcomes() {
-    let bench = Bench::metered();
-    bench.store().ready().await.unwrap();
-    bench.store().close().await.unwrap();
-    bench.store().ready().await.unwrap_err();
+    let case = StoreCase::metered();
+    case.store().ready().await.unwrap();
+    case.store().close().await.unwrap();
+    case.store().ready().await.unwrap_err();
     // Those of the process: other tests may add to them.
     for (verb, outcome) in [("ready", "ok"), ("ready", "unavailable"), ("close", "ok")] {
         assert!(!METRICS.store_calls(verb, outcome).is_empty(), "{verb} {outcome}");

@@ -1,27 +1,27 @@
 //! Load from the command line.
 
-use crate::cli::home::{House, Server};
+use crate::cli::home::{CliHome, Server};
 
 /// Starts a server whose clients may make so many calls a second.
-fn serve(house: &House, calls: &str) -> Server {
-    let mut command = house.command(&["serve", "--dev", "--json", "--listen", "127.0.0.1:0"]);
+fn serve(home: &CliHome, calls: &str) -> Server {
+    let mut command = home.command(&["serve", "--dev", "--json", "--listen", "127.0.0.1:0"]);
     for limit in ["PLANS__STANDARD", "PER_PEER"] {
         command.env(format!("JETON_LIMITS__{limit}__PER_SECOND"), calls);
         command.env(format!("JETON_LIMITS__{limit}__BURST"), calls);
     }
-    house.serve_by(&mut command)
+    home.serve_by(&mut command)
 }
 
 /// Each operation is measured against a real server: calls succeed, their times are in order, and
 /// no refresh family is left behind.
 #[test]
 fn each_operation_is_measured() {
-    let house = House::new();
-    let server = serve(&house, "1000000");
+    let home = CliHome::new();
+    let server = serve(&home, "1000000");
     for operation in
         ["refresh", "token", "introspect", "introspect-new", "batch", "revoke", "mixed"]
     {
-        let ran = house.jeton(&[
+        let ran = home.jeton(&[
             "bench",
             operation,
             "--connections",
@@ -43,7 +43,7 @@ fn each_operation_is_measured() {
         assert!(at("p50") <= at("p99") && at("p99") <= at("max"), "{told}");
         if operation == "refresh" {
             let revoked = ["audit", "list", "--action", "token.revoked", "--json"];
-            let revoked = house.jeton(&revoked).ok().json();
+            let revoked = home.jeton(&revoked).ok().json();
             assert_eq!(revoked["events"].as_array().unwrap().len(), 4, "no family is left");
         }
     }
@@ -54,11 +54,11 @@ fn each_operation_is_measured() {
 /// from the start is an error at once.
 #[test]
 fn failed_calls_are_counted_by_reason() {
-    let house = House::new();
-    let server = serve(&house, "3");
-    let wrong = house.jeton(&["bench", "token", "--scope", "no:such", "--duration", "1s"]);
+    let home = CliHome::new();
+    let server = serve(&home, "3");
+    let wrong = home.jeton(&["bench", "token", "--scope", "no:such", "--duration", "1s"]);
     assert!(wrong.code == 3 && wrong.err.contains("invalid_scope"), "{wrong:?}");
-    let ran = house.jeton(&[
+    let ran = home.jeton(&[
         "bench",
         "token",
         "--in-flight",
@@ -74,7 +74,7 @@ fn failed_calls_are_counted_by_reason() {
     assert!(told["failed"].as_u64() > Some(0), "{told}");
     assert_eq!(told["errors"].as_object().unwrap().keys().next().unwrap(), "slow_down");
     for usage in [["--in-flight", "0"], ["--connections", "1001"], ["--duration", "0s"]] {
-        let refused = house.jeton(&["bench", "token", usage[0], usage[1]]);
+        let refused = home.jeton(&["bench", "token", usage[0], usage[1]]);
         assert_eq!(refused.code, 2, "{refused:?}");
     }
     server.stop();

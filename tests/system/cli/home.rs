@@ -19,7 +19,7 @@ use tempfile::TempDir;
 pub(crate) const ISSUER: &str = "http://127.0.0.1:1";
 
 /// A home directory. Whatever was started in it is killed with it.
-pub(crate) struct House {
+pub(crate) struct CliHome {
     home: TempDir,
     /// Milliseconds that a call to a store that nodes share may take.
     store_timeout: u64,
@@ -102,12 +102,12 @@ impl Ran {
     }
 }
 
-impl House {
+impl CliHome {
     pub(crate) fn new() -> Self {
         // Enough for a busy machine; the timeout has tests of its own.
-        let house = Self { home: tempfile::tempdir().unwrap(), store_timeout: 20_000 };
-        fs::DirBuilder::new().mode(0o700).create(house.data()).unwrap();
-        house
+        let home = Self { home: tempfile::tempdir().unwrap(), store_timeout: 20_000 };
+        fs::DirBuilder::new().mode(0o700).create(home.data()).unwrap();
+        home
     }
 
     /// For a store that cannot be used: that is found out after the default timeout.

@@ -9,7 +9,7 @@ use std::{
 
 use rcgen::{CertificateParams, KeyPair};
 
-use crate::cli::home::{House, Ran};
+use crate::cli::home::{CliHome, Ran};
 
 /// Pause between two requests.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -49,9 +49,9 @@ fn until_readyz(address: SocketAddr, part: &str) -> String {
     panic!("no {part} in {text}");
 }
 
-fn start(house: &House, address: SocketAddr, more: &[&str]) -> Child {
+fn start(home: &CliHome, address: SocketAddr, more: &[&str]) -> Child {
     let listen = address.to_string();
-    let mut command = house.command(&[&["serve", "--listen", &listen], more].concat());
+    let mut command = home.command(&[&["serve", "--listen", &listen], more].concat());
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
 }
 
@@ -65,10 +65,10 @@ fn terminate(child: &mut Child) -> Option<i32> {
 /// why, and serves once the directory is free.
 #[test]
 fn a_start_waits_for_a_directory_that_is_held() {
-    let house = House::new();
-    let first = house.serve();
+    let home = CliHome::new();
+    let first = home.serve();
     let address = free();
-    let mut second = start(&house, address, &[]);
+    let mut second = start(&home, address, &[]);
     let answer = until_readyz(address, " 503 ");
     assert!(answer.contains("\"reason\":\"the data directory is in use\""), "{answer}");
     first.stop();
@@ -80,10 +80,10 @@ fn a_start_waits_for_a_directory_that_is_held() {
 #[cfg(feature = "mongodb")]
 #[test]
 fn a_start_waits_for_a_database_that_is_away_and_can_be_stopped() {
-    let house = House::without_patience();
-    house.serve().stop();
+    let home = CliHome::without_patience();
+    home.serve().stop();
     let address = free();
-    let mut waiting = start(&house, address, &["--store", "mongodb://127.0.0.1:1/db"]);
+    let mut waiting = start(&home, address, &["--store", "mongodb://127.0.0.1:1/db"]);
     let answer = until_readyz(address, "\"reason\":\"the store cannot be reached\"");
     assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
     assert_eq!(terminate(&mut waiting), Some(0));
@@ -93,12 +93,12 @@ fn a_start_waits_for_a_database_that_is_away_and_can_be_stopped() {
 /// the probe say what it is, and the service starts once the mount is there.
 #[test]
 fn a_start_waits_for_a_mount_that_is_late() {
-    let house = House::new();
-    house.serve().stop();
-    let (data, aside) = (house.data(), house.path("aside"));
+    let home = CliHome::new();
+    home.serve().stop();
+    let (data, aside) = (home.data(), home.path("aside"));
     std::fs::rename(&data, &aside).unwrap();
     let address = free();
-    let mut waiting = start(&house, address, &[]);
+    let mut waiting = start(&home, address, &[]);
     let answer = until_readyz(address, "\"reason\":\"the store is empty\"");
     assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
     assert!(!data.exists(), "nothing is created before the mount");
@@ -112,9 +112,9 @@ fn a_start_waits_for_a_mount_that_is_late() {
 }
 
 /// The error of a start on a directory, or on a database, that stays empty.
-fn is_empty(house: &House, more: &[&str]) {
-    let key = house.file("key", "Q2Qf8mKTpTqBnSg2OWGLhX0l9H3aiYvHkxS6zVq3r+8=\n");
-    let mut serve = house.command(&[&["serve", "--listen", "127.0.0.1:0"], more].concat());
+fn is_empty(home: &CliHome, more: &[&str]) {
+    let key = home.file("key", "Q2Qf8mKTpTqBnSg2OWGLhX0l9H3aiYvHkxS6zVq3r+8=\n");
+    let mut serve = home.command(&[&["serve", "--listen", "127.0.0.1:0"], more].concat());
     serve.env("JETON_STORE__START_PATIENCE_SECONDS", "0").env("JETON_MASTER_KEY_FILE", key);
     let refused = crate::cli::home::run(&mut serve, "");
     assert_eq!(refused.code, 1, "{refused:?}");
@@ -123,9 +123,9 @@ fn is_empty(house: &House, more: &[&str]) {
 
 #[test]
 fn an_empty_store_is_not_served() {
-    let house = House::new();
-    is_empty(&house, &[]);
-    assert_eq!(std::fs::read_dir(house.data()).unwrap().count(), 0);
+    let home = CliHome::new();
+    is_empty(&home, &[]);
+    assert_eq!(std::fs::read_dir(home.data()).unwrap().count(), 0);
 }
 
 /// DECISIONS 15: an archive that cannot be written stops no start, and one that others can write to
@@ -133,28 +133,28 @@ fn an_empty_store_is_not_served() {
 #[test]
 fn an_archive_that_is_away_stops_no_start() {
     use std::os::unix::fs::PermissionsExt as _;
-    let house = House::new();
-    let (file, open) = (house.file("file", ""), house.path("open"));
+    let home = CliHome::new();
+    let (file, open) = (home.file("file", ""), home.path("open"));
     std::fs::create_dir(&open).unwrap();
     std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o777)).unwrap();
     let config = |archive: &std::path::Path| {
         let text = format!("[audit]\nkeep = \"400d\"\narchive = {archive:?}\n");
-        house.file("c.toml", &text).to_str().unwrap().to_owned()
+        home.file("c.toml", &text).to_str().unwrap().to_owned()
     };
-    let server = house.serve_dev(&["--config", &config(&file.join("below"))]);
-    assert!(house.log().contains("cannot write audit.archive"), "{}", house.log());
-    house.jeton(&["token"]).ok();
+    let server = home.serve_dev(&["--config", &config(&file.join("below"))]);
+    assert!(home.log().contains("cannot write audit.archive"), "{}", home.log());
+    home.jeton(&["token"]).ok();
     server.stop();
-    let refused = house.jeton(&["serve", "--listen", "127.0.0.1:0", "--config", &config(&open)]);
+    let refused = home.jeton(&["serve", "--listen", "127.0.0.1:0", "--config", &config(&open)]);
     assert_eq!(refused.code, 64, "{refused:?}");
     assert!(refused.err.contains("is writable by other users (mode 0777)"), "{refused:?}");
-    let missing = house.path("new");
-    house.serve_dev(&["--config", &config(&missing)]).stop();
+    let missing = home.path("new");
+    home.serve_dev(&["--config", &config(&missing)]).stop();
     assert_eq!(std::fs::metadata(&missing).unwrap().permissions().mode() & 0o777, 0o700);
 }
 
 mod mongodb {
-    use super::{House, is_empty};
+    use super::{CliHome, is_empty};
     use crate::support::database::Database;
 
     #[test]
@@ -162,7 +162,7 @@ mod mongodb {
     fn an_empty_database_is_not_served() {
         let own = Database::new();
         for node in ["one", "two"] {
-            is_empty(&House::new(), &["--node", node, "--store", own.uri()]);
+            is_empty(&CliHome::new(), &["--node", node, "--store", own.uri()]);
         }
     }
 }
@@ -170,9 +170,9 @@ mod mongodb {
 /// Patience that is used up is an error that a supervisor retries.
 #[test]
 fn a_start_without_patience_fails_at_once() {
-    let house = House::new();
-    let first = house.serve();
-    let mut second = house.command(&["serve", "--listen", "127.0.0.1:0"]);
+    let home = CliHome::new();
+    let first = home.serve();
+    let mut second = home.command(&["serve", "--listen", "127.0.0.1:0"]);
     second.env("JETON_STORE__START_PATIENCE_SECONDS", "0");
     let refused = crate::cli::home::run(&mut second, "");
     assert_eq!(refused.code, 1, "{refused:?}");
@@ -184,26 +184,26 @@ fn a_start_without_patience_fails_at_once() {
 /// requires client certificates, and a process that stands still fails.
 #[test]
 fn the_probe_asks_the_process_that_runs() {
-    let house = House::new();
+    let home = CliHome::new();
     let key = KeyPair::generate().unwrap();
     let names = vec!["elsewhere.example".to_owned()];
     let cert = CertificateParams::new(names).unwrap().self_signed(&key).unwrap();
-    let cert = house.file("cert", &cert.pem());
-    let key = house.file("key", &key.serialize_pem());
+    let cert = home.file("cert", &cert.pem());
+    let key = home.file("key", &key.serialize_pem());
     let tls = format!("[tls]\ncert_file = {cert:?}\nkey_file = {key:?}\n");
     let mutual = format!("{tls}client_ca_file = {cert:?}\n");
     for settings in ["", &tls, &mutual] {
-        let config = house.file("c.toml", settings);
-        let server = house.serve_dev(&["--config", config.to_str().unwrap()]);
+        let config = home.file("c.toml", settings);
+        let server = home.serve_dev(&["--config", config.to_str().unwrap()]);
         // Without the file of the service.
-        let probed = house.until(&["doctor", "--service-only"], Ran::is_ok).ok();
+        let probed = home.until(&["doctor", "--service-only"], Ran::is_ok).ok();
         assert!(probed.out.contains("is healthy on"), "{settings} {probed:?}");
         assert!(probed.out.contains(server.address()), "{settings} {probed:?}");
         server.signal("STOP");
-        let frozen = house.jeton(&["doctor", "--service-only"]);
+        let frozen = home.jeton(&["doctor", "--service-only"]);
         assert_eq!(frozen.code, 1, "{settings} {frozen:?}");
         server.signal("CONT");
         server.stop();
-        assert_eq!(house.jeton(&["doctor", "--service-only"]).code, 1, "{settings}");
+        assert_eq!(home.jeton(&["doctor", "--service-only"]).code, 1, "{settings}");
     }
 }

@@ -3,13 +3,13 @@
 
 use serde_json::Value;
 
-use crate::cli::home::{House, Ran};
+use crate::cli::home::{CliHome, Ran};
 
 const PASSWORD: &str = "canary-in-the-address";
 
 /// Answers of `serve` and `doctor` about a store, in this order.
-fn said(house: &House, address: &str) -> (Ran, Value) {
-    let serve = house.jeton(&[
+fn said(home: &CliHome, address: &str) -> (Ran, Value) {
+    let serve = home.jeton(&[
         "serve",
         "--dev",
         "--listen",
@@ -19,7 +19,7 @@ fn said(house: &House, address: &str) -> (Ran, Value) {
         "--store",
         address,
     ]);
-    let doctor = house.jeton(&[
+    let doctor = home.jeton(&[
         "doctor",
         "--dev",
         "--listen",
@@ -59,7 +59,7 @@ fn text<'a>(report: &'a Value, subject: &str) -> &'a str {
 /// M13: what is wrong with an address is said without the address.
 #[test]
 fn an_address_that_cannot_be_used_is_explained_without_its_password() {
-    let house = House::new();
+    let home = CliHome::new();
     for (address, problem) in [
         (format!("mongodb://me:{PASSWORD}@"), "must be a MongoDB address"),
         (format!("mongodb://me:@{PASSWORD}@host/"), "must be a MongoDB address"),
@@ -72,7 +72,7 @@ fn an_address_that_cannot_be_used_is_explained_without_its_password() {
             "TLS options",
         ),
     ] {
-        let (serve, report) = said(&house, &address);
+        let (serve, report) = said(&home, &address);
         assert_eq!(serve.code, 64, "{serve:?}");
         assert!(serve.err.contains(problem), "{serve:?}");
         assert_eq!(finding(&report, "store")["verdict"], "problem");
@@ -83,31 +83,31 @@ fn an_address_that_cannot_be_used_is_explained_without_its_password() {
 /// AZ16: a password among the arguments is warned of, without it.
 #[test]
 fn a_password_in_the_arguments_is_warned_of() {
-    let house = House::new();
+    let home = CliHome::new();
     const WARNING: &str = "can see the password in --store";
     let (serve, _) =
-        said(&house, &format!("mongodb://me:{PASSWORD}@127.0.0.1:1/?tls=true&tlsCAFile=/nowhere"));
+        said(&home, &format!("mongodb://me:{PASSWORD}@127.0.0.1:1/?tls=true&tlsCAFile=/nowhere"));
     assert!(serve.err.contains(WARNING) && serve.err.contains("--store-file"), "{serve:?}");
-    let (serve, _) = said(&house, "mongodb://127.0.0.1:1/?tls=true&tlsCAFile=/nowhere");
+    let (serve, _) = said(&home, "mongodb://127.0.0.1:1/?tls=true&tlsCAFile=/nowhere");
     assert!(!serve.err.contains(WARNING), "{serve:?}");
 }
 
 #[test]
 fn a_file_with_the_address_is_its_owners_alone() {
     use std::os::unix::fs::PermissionsExt;
-    let house = House::new();
-    let file = house.file("address", &format!("mongodb://me:{PASSWORD}@127.0.0.1:1/\n"));
+    let home = CliHome::new();
+    let file = home.file("address", &format!("mongodb://me:{PASSWORD}@127.0.0.1:1/\n"));
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o640)).unwrap();
     let flags =
         ["--dev", "--listen", "127.0.0.1:0", "--store-file", file.to_str().unwrap(), "--json"];
-    let doctor = house.jeton(&[&["doctor"], &flags[..]].concat());
+    let doctor = home.jeton(&[&["doctor"], &flags[..]].concat());
     assert!(!doctor.out.contains(PASSWORD));
     let report = doctor.json();
     assert!(text(&report, "store").ends_with("has mode 0640"), "{report}");
     assert!(finding(&report, "store")["advice"].as_str().unwrap().starts_with("chmod 0600 "));
     // AZ16: whoever can write to it chooses the store.
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o666)).unwrap();
-    let refused = house.jeton(&[&["serve"], &flags[..]].concat());
+    let refused = home.jeton(&[&["serve"], &flags[..]].concat());
     assert!(refused.code == 64 && refused.err.contains("other users can write to "), "{refused:?}");
     assert!(!refused.err.contains(PASSWORD));
 }
@@ -116,7 +116,7 @@ fn a_file_with_the_address_is_its_owners_alone() {
 #[test]
 fn nobody_who_listens_may_pass() {
     let nobody = format!("mongodb://me:{PASSWORD}@127.0.0.1:1,127.0.0.1:2/db?replicaSet=rs");
-    let (serve, report) = said(&House::without_patience(), &nobody);
+    let (serve, report) = said(&CliHome::without_patience(), &nobody);
     assert_eq!(serve.code, 1, "{serve:?}");
     let expected = "127.0.0.1:1 refuses connections, 127.0.0.1:2 refuses connections";
     assert!(serve.err.contains(expected), "{serve:?}");
@@ -166,7 +166,7 @@ fn a_server_that_is_too_old_is_refused() {
             std::thread::spawn(move || answer(stream.unwrap()));
         }
     });
-    let (serve, report) = said(&House::new(), &address);
+    let (serve, report) = said(&CliHome::new(), &address);
     assert_eq!(serve.code, 64, "{serve:?}");
     assert!(serve.err.contains("MongoDB is too old: wire version 6, required 9"), "{serve:?}");
     assert!(text(&report, "store").contains("wire version 6"), "{report}");
@@ -184,7 +184,7 @@ mod mongodb {
 
     use super::{PASSWORD, finding, said, text};
     use crate::{
-        cli::home::{House, Ran},
+        cli::home::{CliHome, Ran},
         support::{
             database::Database,
             replica::{self, Options, ReplicaSet},
@@ -195,10 +195,10 @@ mod mongodb {
     #[tokio::test(flavor = "multi_thread")]
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn the_doctor_knows_a_healthy_store_and_what_ails_another() {
-        let (house, own) = (House::new(), Database::new());
+        let (home, own) = (CliHome::new(), Database::new());
         let (database, address) = (own.open().await, own.uri());
         let until = |port: &str, node: &str, is_so: &dyn Fn(&Ran) -> bool| {
-            house.until(
+            home.until(
                 &[
                     "doctor", "--dev", "--listen", port, "--node", node, "--store", address,
                     "--json",
@@ -222,7 +222,7 @@ mod mongodb {
             0
         );
 
-        let server = house.serve_dev(&["--node", "n", "--store", address]);
+        let server = home.serve_dev(&["--node", "n", "--store", address]);
         // A heartbeat that a busy machine delays is missed, and found at the next look.
         let runs = |of: &'static str| {
             move |ran: &Ran| ran.is_ok() && text(&ran.json(), "node").starts_with(of)
@@ -288,10 +288,10 @@ mod mongodb {
         );
         assert!(texts.iter().any(|text| text.starts_with("clients.tenant_1 is unique")), "{ill}");
 
-        let key = house.file("key", "Q2Qf8mKTpTqBnSg2OWGLhX0l9H3aiYvHkxS6zVq3r+8=\n");
+        let key = home.file("key", "Q2Qf8mKTpTqBnSg2OWGLhX0l9H3aiYvHkxS6zVq3r+8=\n");
         let key = key.to_str().unwrap();
         let arguments = ["doctor", "--listen", "127.0.0.1:0", "--store", address, "--json"];
-        let mut command = house.command(&arguments);
+        let mut command = home.command(&arguments);
         let foreign = crate::cli::home::run(command.env("JETON_MASTER_KEY_FILE", key), "").json();
         assert_eq!(finding(&foreign, "signing keys")["verdict"], "problem");
 
@@ -301,12 +301,12 @@ mod mongodb {
             .update_one(doc! { "_id": "schema" }, schema)
             .await
             .unwrap();
-        let (serve, newer) = said(&house, address);
+        let (serve, newer) = said(&home, address);
         assert_eq!(serve.code, 64, "{serve:?}");
         assert!(text(&newer, "schema").starts_with("version 99"), "{newer}");
 
         let other_set = address.replace("replicaSet=jeton", "replicaSet=other");
-        let (serve, report) = said(&House::without_patience(), &other_set);
+        let (serve, report) = said(&CliHome::without_patience(), &other_set);
         assert_eq!(serve.code, 64, "{serve:?}");
         assert!(
             text(&report, "store").ends_with(
@@ -323,7 +323,7 @@ mod mongodb {
     async fn credentials_and_rights_are_told_apart() {
         let set =
             ReplicaSet::start(Options { auth: true, defaults: true, ..Options::default() }).await;
-        let house = House::new();
+        let home = CliHome::new();
         let user = doc! { "createUser": "powerless", "pwd": PASSWORD, "roles": [] };
         set.command(set.primary().await, user).await.unwrap();
         for (address, problem) in [
@@ -337,14 +337,14 @@ mod mongodb {
             ),
             (set.uri_as("db", "powerless", PASSWORD), "needs the role readWrite"),
         ] {
-            let (serve, report) = said(&house, &address);
+            let (serve, report) = said(&home, &address);
             assert_eq!(serve.code, 64, "{serve:?}");
             assert!(serve.err.contains(problem), "{problem}: {serve:?}");
             assert!(text(&report, "store").contains(problem), "{report}");
         }
         let arguments =
             ["doctor", "--dev", "--listen", "127.0.0.1:0", "--store", &set.uri_of("db"), "--json"];
-        let report = house.until(&arguments, Ran::is_ok).ok().json();
+        let report = home.until(&arguments, Ran::is_ok).ok().json();
         assert!(
             text(&report, "replica set").contains("cannot read its settings: code 13 Unauthorized"),
             "{report}"
@@ -357,7 +357,7 @@ mod mongodb {
             hello.is_ok_and(|hello| !hello.get_bool("isWritablePrimary").unwrap())
         })
         .await;
-        let (serve, report) = said(&House::without_patience(), &set.uri_of("db"));
+        let (serve, report) = said(&CliHome::without_patience(), &set.uri_of("db"));
         assert_eq!(serve.code, 1, "{serve:?}");
         assert!(serve.err.contains("no primary: "), "{serve:?}");
         assert!(text(&report, "store").contains(" secondary"), "{report}");
@@ -413,7 +413,7 @@ mod mongodb {
     async fn a_set_that_waits_to_be_initiated_is_told_from_none() {
         let alone = Alone::start(&["--replSet", "rs"]).await;
         let address = format!("mongodb://127.0.0.1:{}/db?replicaSet=rs", alone.port);
-        let (serve, report) = said(&House::without_patience(), &address);
+        let (serve, report) = said(&CliHome::without_patience(), &address);
         assert_eq!(serve.code, 1, "{serve:?}");
         assert!(serve.err.contains("run rs.initiate()"), "{serve:?}");
         assert!(text(&report, "store").contains("run rs.initiate()"), "{report}");
@@ -423,14 +423,14 @@ mod mongodb {
     #[tokio::test(flavor = "multi_thread")]
     #[ignore = "needs mongod: see .ci/with-mongodb"]
     async fn a_server_alone_is_served_with_a_warning() {
-        let (house, alone) = (House::new(), Alone::start(&[]).await);
+        let (home, alone) = (CliHome::new(), Alone::start(&[]).await);
         let address = format!("mongodb://127.0.0.1:{}/db", alone.port);
-        let server = house.serve_dev(&["--node", "n", "--store", &address]);
-        assert!(house.log().contains("MongoDB is standalone"), "{}", house.log());
-        let token = house.jeton(&["token", "--raw"]).ok();
-        house.jeton(&["introspect", "--check", token.line()]).ok();
-        house.jeton(&["revoke", token.line()]).ok();
-        assert_eq!(house.jeton(&["introspect", "--check", token.line()]).code, 1);
+        let server = home.serve_dev(&["--node", "n", "--store", &address]);
+        assert!(home.log().contains("MongoDB is standalone"), "{}", home.log());
+        let token = home.jeton(&["token", "--raw"]).ok();
+        home.jeton(&["introspect", "--check", token.line()]).ok();
+        home.jeton(&["revoke", token.line()]).ok();
+        assert_eq!(home.jeton(&["introspect", "--check", token.line()]).code, 1);
 
         let arguments = [
             "doctor",
@@ -443,7 +443,7 @@ mod mongodb {
             &address,
             "--json",
         ];
-        let report = house.jeton(&arguments).ok().json();
+        let report = home.jeton(&arguments).ok().json();
         let found = finding(&report, "store");
         assert_eq!(found["verdict"], "note");
         assert!(text(&report, "store").ends_with(" a standalone server"), "{report}");

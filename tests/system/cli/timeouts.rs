@@ -7,7 +7,7 @@ use std::{
     thread,
 };
 
-use crate::cli::home::{House, run};
+use crate::cli::home::{CliHome, run};
 
 /// A port whose connections are handled by `serve` and kept open.
 fn port(serve: impl Fn(&mut TcpStream) + Send + 'static) -> String {
@@ -65,8 +65,8 @@ const COMMANDS: [&[&str]; 10] = [
 
 #[test]
 fn a_silent_server_is_not_waited_for() {
-    let house = House::new();
-    let secret = house.file("secret", "jcs_x");
+    let home = CliHome::new();
+    let secret = home.file("secret", "jcs_x");
     let (silent, begins) = (port(|_| {}), port(begin));
     let addresses = [
         (format!("http://{silent}"), "no reply within 1 s"),
@@ -75,7 +75,7 @@ fn a_silent_server_is_not_waited_for() {
     ];
     for (address, problem) in &addresses {
         for command in COMMANDS {
-            let mut ran = house.command(&[]);
+            let mut ran = home.command(&[]);
             ran.args(command).args(["--timeout", "1s", "--address", address]);
             ran.args(["--client-id", "c", "--client-secret-file", secret.to_str().unwrap()]);
             let ran = run(&mut ran, "");
@@ -83,6 +83,6 @@ fn a_silent_server_is_not_waited_for() {
             assert!(named, "{command:?} at {address}: {ran:?}");
         }
     }
-    let mut none = house.command(&[]);
+    let mut none = home.command(&[]);
     assert_eq!(run(none.args(["token", "--timeout", "0"]), "").code, 2);
 }

@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 
-use crate::cli::home::{House, Ran, Server, run};
+use crate::cli::home::{CliHome, Ran, Server, run};
 
 /// An authority, and a certificate of it for this machine: files `ca`, `cert` and `key`.
-pub(crate) fn certificates(house: &House) -> [PathBuf; 3] {
+pub(crate) fn certificates(home: &CliHome) -> [PathBuf; 3] {
     let mut authority = CertificateParams::new(Vec::<String>::new()).unwrap();
     authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate().unwrap()).unwrap();
@@ -15,7 +15,7 @@ pub(crate) fn certificates(house: &House) -> [PathBuf; 3] {
     let names = vec!["127.0.0.1".to_owned(), "localhost".to_owned()];
     let cert = CertificateParams::new(names).unwrap().signed_by(&key, &authority).unwrap();
     [("ca", authority.pem()), ("cert", cert.pem()), ("key", key.serialize_pem())]
-        .map(|(name, pem)| house.file(name, &pem))
+        .map(|(name, pem)| home.file(name, &pem))
 }
 
 fn text(path: &Path) -> &str {
@@ -24,19 +24,18 @@ fn text(path: &Path) -> &str {
 
 #[test]
 fn commands_speak_tls_to_the_authority_they_are_given() {
-    let house = House::new();
-    let [ca, cert, key] = certificates(&house);
-    let config =
-        house.file("c.toml", &format!("[tls]\ncert_file = {cert:?}\nkey_file = {key:?}\n"));
-    let server = house.serve_dev(&["--config", text(&config)]);
-    house.jeton(&["token", "--ca", text(&ca)]).ok();
-    house.jeton(&["token"]).ok();
-    house.jeton(&["token", "--ca", text(&cert)]).ok();
-    let other = House::new();
+    let home = CliHome::new();
+    let [ca, cert, key] = certificates(&home);
+    let config = home.file("c.toml", &format!("[tls]\ncert_file = {cert:?}\nkey_file = {key:?}\n"));
+    let server = home.serve_dev(&["--config", text(&config)]);
+    home.jeton(&["token", "--ca", text(&ca)]).ok();
+    home.jeton(&["token"]).ok();
+    home.jeton(&["token", "--ca", text(&cert)]).ok();
+    let other = CliHome::new();
     let [untrusted, ..] = certificates(&other);
-    let refused = house.jeton(&["token", "--ca", text(&untrusted)]);
+    let refused = home.jeton(&["token", "--ca", text(&untrusted)]);
     assert_untrusted(&refused, "its issuer is unknown", "--ca FILE");
-    let doctor = house
+    let doctor = home
         .until(
             &["doctor", "--dev", "--config", text(&config), "--listen", server.address()],
             Ran::is_ok,
@@ -48,55 +47,54 @@ fn commands_speak_tls_to_the_authority_they_are_given() {
 
 #[test]
 fn a_developers_own_certificate_needs_no_flags() {
-    let house = House::new();
+    let home = CliHome::new();
     let key = KeyPair::generate().unwrap();
     let cert =
         CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap().self_signed(&key).unwrap();
-    let (cert, key) = (house.file("cert", &cert.pem()), house.file("key", &key.serialize_pem()));
-    let config =
-        house.file("c.toml", &format!("[tls]\ncert_file = {cert:?}\nkey_file = {key:?}\n"));
-    let server = house.serve_dev(&["--config", text(&config)]);
-    house.jeton(&["token"]).ok();
+    let (cert, key) = (home.file("cert", &cert.pem()), home.file("key", &key.serialize_pem()));
+    let config = home.file("c.toml", &format!("[tls]\ncert_file = {cert:?}\nkey_file = {key:?}\n"));
+    let server = home.serve_dev(&["--config", text(&config)]);
+    home.jeton(&["token"]).ok();
     server.stop();
 }
 
 #[test]
 fn a_server_that_wants_a_certificate_gets_one() {
-    let house = House::new();
-    let [ca, cert, key] = certificates(&house);
+    let home = CliHome::new();
+    let [ca, cert, key] = certificates(&home);
     let tls = format!("[tls]\ncert_file = {cert:?}\nkey_file = {key:?}\nclient_ca_file = {ca:?}\n");
-    let config = house.file("c.toml", &tls);
-    let server = house.serve_dev(&["--config", text(&config)]);
-    let bare = house.jeton(&["token", "--ca", text(&ca)]);
+    let config = home.file("c.toml", &tls);
+    let server = home.serve_dev(&["--config", text(&config)]);
+    let bare = home.jeton(&["token", "--ca", text(&ca)]);
     assert!(bare.code == 4 && bare.err.contains("connection lost"), "{bare:?}");
     assert!(bare.err.contains("client certificate"), "{bare:?}");
     assert!(bare.err.contains("--cert"), "{bare:?}");
-    assert_eq!(house.jeton(&["token", "--ca", text(&ca), "--cert", text(&cert)]).code, 2);
-    house.jeton(&["token", "--ca", text(&ca), "--cert", text(&cert), "--key", text(&key)]).ok();
+    assert_eq!(home.jeton(&["token", "--ca", text(&ca), "--cert", text(&cert)]).code, 2);
+    home.jeton(&["token", "--ca", text(&ca), "--cert", text(&cert), "--key", text(&key)]).ok();
     // The context of `serve --dev` keeps them from now on, after the next start too.
     let edit = ["context", "edit", "dev", "--cert", text(&cert), "--key", text(&key)];
-    house.jeton(&edit).ok();
-    house.jeton(&["token"]).ok();
+    home.jeton(&edit).ok();
+    home.jeton(&["token"]).ok();
     server.stop();
-    let server = house.serve_dev(&["--config", text(&config)]);
-    house.jeton(&["token"]).ok();
+    let server = home.serve_dev(&["--config", text(&config)]);
+    home.jeton(&["token"]).ok();
     server.stop();
 }
 
 /// A certificate of its own that is also an authority, as `openssl req -x509` makes it.
-fn self_signed(house: &House, names: &[&str]) -> [PathBuf; 2] {
+fn self_signed(home: &CliHome, names: &[&str]) -> [PathBuf; 2] {
     let names: Vec<String> = names.iter().map(ToString::to_string).collect();
     let mut params = CertificateParams::new(names).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let key = KeyPair::generate().unwrap();
     let cert = params.self_signed(&key).unwrap();
-    [house.file("own", &cert.pem()), house.file("own.key", &key.serialize_pem())]
+    [home.file("own", &cert.pem()), home.file("own.key", &key.serialize_pem())]
 }
 
-fn serve([cert, key]: &[PathBuf; 2], house: &House) -> Server {
+fn serve([cert, key]: &[PathBuf; 2], home: &CliHome) -> Server {
     let config =
-        house.file("own.toml", &format!("[tls]\ncert_file = {cert:?}\nkey_file = {key:?}\n"));
-    house.serve_dev(&["--config", text(&config)])
+        home.file("own.toml", &format!("[tls]\ncert_file = {cert:?}\nkey_file = {key:?}\n"));
+    home.serve_dev(&["--config", text(&config)])
 }
 
 fn assert_untrusted(ran: &Ran, why: &str, advice: &str) {
@@ -110,14 +108,14 @@ fn assert_untrusted(ran: &Ran, why: &str, advice: &str) {
 /// B29
 #[test]
 fn a_self_signed_certificate_is_trusted_where_it_is_named() {
-    let house = House::new();
-    let files = self_signed(&house, &["127.0.0.1"]);
-    let server = serve(&files, &house);
-    house.jeton(&["token"]).ok();
-    house.jeton(&["token", "--ca", text(&files[0])]).ok();
-    let other = House::new();
+    let home = CliHome::new();
+    let files = self_signed(&home, &["127.0.0.1"]);
+    let server = serve(&files, &home);
+    home.jeton(&["token"]).ok();
+    home.jeton(&["token", "--ca", text(&files[0])]).ok();
+    let other = CliHome::new();
     let [another, _] = self_signed(&other, &["127.0.0.1"]);
-    let refused = house.jeton(&["token", "--ca", text(&another)]);
+    let refused = home.jeton(&["token", "--ca", text(&another)]);
     assert_untrusted(&refused, "certificate of an authority", "--ca FILE");
     server.stop();
 }
@@ -126,11 +124,11 @@ fn a_self_signed_certificate_is_trusted_where_it_is_named() {
 /// address; the context's own file is that of this very server.
 #[test]
 fn a_wrong_name_is_accepted_from_the_contexts_own_certificate_alone() {
-    let house = House::new();
-    let files = self_signed(&house, &["other.example"]);
-    let server = serve(&files, &house);
-    house.jeton(&["token"]).ok();
-    let refused = house.jeton(&["token", "--ca", text(&files[0])]);
+    let home = CliHome::new();
+    let files = self_signed(&home, &["other.example"]);
+    let server = serve(&files, &home);
+    home.jeton(&["token"]).ok();
+    let refused = home.jeton(&["token", "--ca", text(&files[0])]);
     assert_untrusted(&refused, "other.example", "use a name of the certificate");
     server.stop();
 }
@@ -138,12 +136,12 @@ fn a_wrong_name_is_accepted_from_the_contexts_own_certificate_alone() {
 /// B28
 #[test]
 fn the_authorities_of_the_machine_are_trusted_without_a_flag() {
-    let house = House::new();
-    let [ca, cert, key] = certificates(&house);
-    let server = serve(&[cert, key], &house);
+    let home = CliHome::new();
+    let [ca, cert, key] = certificates(&home);
+    let server = serve(&[cert, key], &home);
     let url = format!("https://{}", server.address());
-    let secret = house.file("secret", server.said["client_secret"].as_str().unwrap());
-    let elsewhere = House::new();
+    let secret = home.file("secret", server.said["client_secret"].as_str().unwrap());
+    let elsewhere = CliHome::new();
     let arguments = [
         "token",
         "--address",
@@ -167,15 +165,15 @@ fn the_authorities_of_the_machine_are_trusted_without_a_flag() {
 
 #[test]
 fn a_wrong_scheme_is_named() {
-    let house = House::new();
-    let files = self_signed(&house, &["127.0.0.1"]);
-    let server = serve(&files, &house);
-    let ask = |house: &House, scheme: &str, address: &str| {
-        let secret = house.file("secret", "jcs_x");
+    let home = CliHome::new();
+    let files = self_signed(&home, &["127.0.0.1"]);
+    let server = serve(&files, &home);
+    let ask = |home: &CliHome, scheme: &str, address: &str| {
+        let secret = home.file("secret", "jcs_x");
         let url = format!("{scheme}://{address}");
         let ca = text(&files[0]);
         let secret = text(&secret);
-        house.jeton(&[
+        home.jeton(&[
             "token",
             "--address",
             &url,
@@ -187,10 +185,10 @@ fn a_wrong_scheme_is_named() {
             secret,
         ])
     };
-    let plain = ask(&house, "http", server.address());
+    let plain = ask(&home, "http", server.address());
     assert!(plain.code == 4 && plain.err.contains("https://"), "{plain:?}");
     server.stop();
-    let open = House::new();
+    let open = CliHome::new();
     let server = open.serve();
     let tls = ask(&open, "https", server.address());
     assert!(tls.code == 4 && tls.err.contains("does not speak TLS"), "{tls:?}");

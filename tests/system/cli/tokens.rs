@@ -1,45 +1,45 @@
 //! The four RPCs by command.
 
-use crate::cli::home::House;
+use crate::cli::home::CliHome;
 
 #[test]
 fn a_token_stands_until_it_is_revoked() {
-    let house = House::new();
-    let server = house.serve();
-    let token = house.jeton(&["token", "--raw"]).ok();
-    let judged = house.jeton_reading(&["introspect", "-", "--json"], &token.out).ok().json();
+    let home = CliHome::new();
+    let server = home.serve();
+    let token = home.jeton(&["token", "--raw"]).ok();
+    let judged = home.jeton_reading(&["introspect", "-", "--json"], &token.out).ok().json();
     assert_eq!(
         (&judged["active"], &judged["client_id"]),
         (&true.into(), &server.said["client_id"])
     );
     assert_eq!(judged["iss"], crate::cli::home::ISSUER);
-    let file = house.file("token", &token.out);
-    house.jeton(&["revoke", "--file", file.to_str().unwrap()]).ok();
-    let gone = house.jeton(&["introspect", "--check", "--json", token.line()]);
+    let file = home.file("token", &token.out);
+    home.jeton(&["revoke", "--file", file.to_str().unwrap()]).ok();
+    let gone = home.jeton(&["introspect", "--check", "--json", token.line()]);
     assert_eq!((gone.code, gone.line()), (1, "{\"active\":false}"));
-    assert_eq!(house.jeton(&["introspect", token.line()]).ok().line(), "active  false");
+    assert_eq!(home.jeton(&["introspect", token.line()]).ok().line(), "active  false");
     server.stop();
 }
 
 /// AZ16, O01: a token among the arguments is warned of, one from stdin or a file is not.
 #[test]
 fn a_token_in_the_arguments_is_warned_of() {
-    let house = House::new();
-    let server = house.serve();
-    let token = house.jeton(&["token", "--raw"]).ok();
-    let file = house.file("token", &token.out);
+    let home = CliHome::new();
+    let server = home.serve();
+    let token = home.jeton(&["token", "--raw"]).ok();
+    let file = home.file("token", &token.out);
     const WARNING: &str = "warning: other users of this machine can see a token on the command \
                            line";
     for command in ["introspect", "revoke"] {
-        assert!(house.jeton(&[command, token.line()]).ok().err.contains(WARNING), "{command}");
-        assert_eq!(house.jeton_reading(&[command, "-"], &token.out).ok().err, "", "{command}");
+        assert!(home.jeton(&[command, token.line()]).ok().err.contains(WARNING), "{command}");
+        assert_eq!(home.jeton_reading(&[command, "-"], &token.out).ok().err, "", "{command}");
         assert_eq!(
-            house.jeton(&[command, "--file", file.to_str().unwrap()]).ok().err,
+            home.jeton(&[command, "--file", file.to_str().unwrap()]).ok().err,
             "",
             "{command}"
         );
     }
-    assert_eq!(house.jeton(&["introspect", "nonsense"]).ok().err, "");
+    assert_eq!(home.jeton(&["introspect", "nonsense"]).ok().err, "");
     server.stop();
 }
 
@@ -47,14 +47,14 @@ fn a_token_in_the_arguments_is_warned_of() {
 #[test]
 fn open_contexts_are_not_followed() {
     use std::os::unix::fs::PermissionsExt;
-    let house = House::new();
-    let server = house.serve();
-    let contexts = house.path(".config/jeton/contexts.toml");
+    let home = CliHome::new();
+    let server = home.serve();
+    let contexts = home.path(".config/jeton/contexts.toml");
     let chmod = |mode: u32| {
         std::fs::set_permissions(&contexts, std::fs::Permissions::from_mode(mode)).unwrap()
     };
     chmod(0o666);
-    let refused = house.jeton(&["token"]);
+    let refused = home.jeton(&["token"]);
     assert!(
         refused.code == 1
             && refused.err.contains("other users can write to the file (mode 0666): chmod 0600"),
@@ -62,45 +62,43 @@ fn open_contexts_are_not_followed() {
     );
     chmod(0o644);
     assert!(
-        house.jeton(&["token"]).ok().err.contains("warning: other users can read the secrets in ")
+        home.jeton(&["token"]).ok().err.contains("warning: other users can read the secrets in ")
     );
     chmod(0o600);
-    assert_eq!(house.jeton(&["token"]).ok().err, "");
+    assert_eq!(home.jeton(&["token"]).ok().err, "");
     server.stop();
 }
 
 #[test]
 fn refresh_gives_a_successor_and_a_scope_can_be_left_out() {
-    let house = House::new();
-    let server = house.serve();
-    let first = house.jeton(&["token", "--json"]).ok().json();
+    let home = CliHome::new();
+    let server = home.serve();
+    let first = home.jeton(&["token", "--json"]).ok().json();
     let refresh = first["refresh_token"].as_str().unwrap();
-    let second = house
+    let second = home
         .jeton_reading(&["refresh", "-", "--json", "--scope", "jeton:admin"], refresh)
         .ok()
         .json();
     assert_eq!(second["scopes"], serde_json::json!(["jeton:admin"]));
     assert_ne!(second["refresh_token"], first["refresh_token"]);
-    let raw = house.jeton(&["refresh", "--raw", second["refresh_token"].as_str().unwrap()]).ok();
-    let judged = house
-        .jeton(&["introspect", "--refresh-token", "--check", "--json", raw.line()])
-        .ok()
-        .json();
+    let raw = home.jeton(&["refresh", "--raw", second["refresh_token"].as_str().unwrap()]).ok();
+    let judged =
+        home.jeton(&["introspect", "--refresh-token", "--check", "--json", raw.line()]).ok().json();
     assert_eq!(judged["token_type"], "refresh_token");
     server.stop();
 }
 
 #[test]
 fn many_tokens_are_judged_in_their_order() {
-    let house = House::new();
-    let server = house.serve();
-    let token = house.jeton(&["token", "--raw"]).ok();
-    let judged = house.jeton(&["introspect", "--json", "nonsense", token.line(), "x"]).ok().json();
+    let home = CliHome::new();
+    let server = home.serve();
+    let token = home.jeton(&["token", "--raw"]).ok();
+    let judged = home.jeton(&["introspect", "--json", "nonsense", token.line(), "x"]).ok().json();
     let active: Vec<_> =
         judged["results"].as_array().unwrap().iter().map(|one| one["active"].clone()).collect();
     assert_eq!(active, [false, true, false]);
-    let file = house.file("tokens", &format!("{}\nnonsense\n", token.line()));
-    let table = house.jeton(&["introspect", "--file", file.to_str().unwrap(), "--check"]);
+    let file = home.file("tokens", &format!("{}\nnonsense\n", token.line()));
+    let table = home.jeton(&["introspect", "--file", file.to_str().unwrap(), "--check"]);
     assert_eq!(table.code, 1);
     assert_eq!(table.out.lines().count(), 3, "{table:?}");
     server.stop();
@@ -108,36 +106,36 @@ fn many_tokens_are_judged_in_their_order() {
 
 #[test]
 fn refusals_have_their_reason_and_code() {
-    let house = House::new();
-    let server = house.serve();
-    let wrong = house.file("wrong", "jcs_wrong");
+    let home = CliHome::new();
+    let server = home.serve();
+    let wrong = home.file("wrong", "jcs_wrong");
     let wrong = wrong.to_str().unwrap();
-    let refused = house.jeton(&["token", "--client-secret-file", wrong]);
+    let refused = home.jeton(&["token", "--client-secret-file", wrong]);
     assert_eq!((refused.code, refused.out.as_str()), (3, ""));
     assert!(
         refused.err.starts_with("error: invalid_client: client authentication failed\nhint: "),
         "{refused:?}"
     );
-    let refused = house.jeton(&["token", "--json", "--client-secret-file", wrong]);
+    let refused = home.jeton(&["token", "--json", "--client-secret-file", wrong]);
     let error: serde_json::Value = serde_json::from_str(&refused.err).unwrap();
     assert_eq!(error["error"]["reason"], "invalid_client");
     assert_eq!(error["error"]["exit_code"], 3);
-    let scope = house.jeton(&["token", "--scope", "everything"]);
+    let scope = home.jeton(&["token", "--scope", "everything"]);
     assert!(scope.code == 3 && scope.err.starts_with("error: invalid_scope: "), "{scope:?}");
     assert!(scope.err.contains("(it may request jeton:admin jeton:introspect:any)"), "{scope:?}");
-    let typo = house.jeton(&["token", "--scope", "jeton:admni"]);
+    let typo = home.jeton(&["token", "--scope", "jeton:admni"]);
     assert!(typo.err.contains("(did you mean jeton:admin?)"), "{typo:?}");
-    let refresh = house.jeton(&["refresh", "jrt_nonsense"]);
+    let refresh = home.jeton(&["refresh", "jrt_nonsense"]);
     assert!(refresh.code == 3 && refresh.err.starts_with("error: invalid_grant: "), "{refresh:?}");
     server.stop();
 }
 
 #[test]
 fn nobody_there_is_told_apart_from_a_refusal() {
-    let house = House::new();
-    let server = house.serve();
+    let home = CliHome::new();
+    let server = home.serve();
     server.stop();
-    let gone = house.jeton(&["token"]);
+    let gone = home.jeton(&["token"]);
     assert_eq!(gone.code, 4, "{gone:?}");
     assert!(
         gone.err.contains("cannot reach http://127.0.0.1:")
@@ -148,10 +146,10 @@ fn nobody_there_is_told_apart_from_a_refusal() {
 
 #[test]
 fn without_a_context_credentials_come_from_the_environment() {
-    let house = House::new();
-    let server = house.serve();
+    let home = CliHome::new();
+    let server = home.serve();
     let secret = server.said["client_secret"].as_str().unwrap();
-    let stranger = House::new();
+    let stranger = CliHome::new();
     assert_eq!(stranger.jeton(&["token", "--address", server.address()]).code, 64);
     let mut command = stranger.command(&["token", "--raw"]);
     command.env("JETON_CLI_ADDRESS", server.address()).env("JETON_CLI_CLIENT_ID", "bootstrap");
@@ -173,38 +171,38 @@ fn without_a_context_credentials_come_from_the_environment() {
 /// B07: the server answers alike for whatever is no token, so that the command line has to say it.
 #[test]
 fn what_is_no_token_by_its_shape_reaches_no_server() {
-    let house = House::new();
-    let server = house.serve();
-    let json = house.jeton(&["token", "--json"]).ok();
+    let home = CliHome::new();
+    let server = home.serve();
+    let json = home.jeton(&["token", "--json"]).ok();
     let token = json.json()["access_token"].as_str().unwrap().to_owned();
     let bearer = format!("Bearer {token}");
     for command in ["revoke", "introspect", "refresh"] {
         for (input, advice) in
             [(&json.out, "access_token"), (&bearer, "the word Bearer"), (&String::new(), "token")]
         {
-            let ran = house.jeton_reading(&[command, "-"], input);
+            let ran = home.jeton_reading(&[command, "-"], input);
             assert!(ran.code == 2 && ran.err.contains(advice), "{command} {input}: {ran:?}");
         }
-        assert_eq!(house.jeton(&[command, &bearer]).code, 2, "{command}");
+        assert_eq!(home.jeton(&[command, &bearer]).code, 2, "{command}");
     }
     let padded = format!(" {token} \r\n\n");
-    house.jeton_reading(&["introspect", "--check", "-"], &padded).ok();
-    house.jeton_reading(&["revoke", "-"], &padded).ok();
-    assert_eq!(house.jeton(&["introspect", "--check", &token]).code, 1);
+    home.jeton_reading(&["introspect", "--check", "-"], &padded).ok();
+    home.jeton_reading(&["revoke", "-"], &padded).ok();
+    assert_eq!(home.jeton(&["introspect", "--check", &token]).code, 1);
     server.stop();
 }
 
 /// OPERATORS 4.14
 #[test]
 fn administration_leaves_no_refresh_family_behind() {
-    let house = House::new();
-    let server = house.serve();
+    let home = CliHome::new();
+    let server = home.serve();
     let create = ["client", "create", "adm", "--scope", "jeton:admin", "--raw"];
     let grants = ["--grant", "client_credentials", "--grant", "refresh_token"];
-    let secret = house.jeton(&[&create[..], &grants[..]].concat()).ok().out;
+    let secret = home.jeton(&[&create[..], &grants[..]].concat()).ok().out;
     let adm = ["--client-id", "adm", "--client-secret-file", "-"];
-    house.jeton_reading(&[&["keys", "list"][..], &adm[..]].concat(), &secret).ok();
-    let events = house.jeton(&["audit", "list", "--client", "adm", "--json"]).ok().out;
+    home.jeton_reading(&[&["keys", "list"][..], &adm[..]].concat(), &secret).ok();
+    let events = home.jeton(&["audit", "list", "--client", "adm", "--json"]).ok().out;
     assert!(events.contains("token.issued"), "{events}");
     assert!(!events.contains("\"family\":\"0"), "{events}");
     server.stop();
@@ -214,24 +212,24 @@ fn administration_leaves_no_refresh_family_behind() {
 /// explains each inactive token; the caller gets no reason.
 #[test]
 fn an_inactive_token_is_explained_to_the_operator() {
-    let house = House::new();
-    let log = std::fs::File::create(house.path("log")).unwrap();
-    let mut serve = house.command(&["serve", "--dev", "--json", "--listen", "127.0.0.1:0"]);
+    let home = CliHome::new();
+    let log = std::fs::File::create(home.path("log")).unwrap();
+    let mut serve = home.command(&["serve", "--dev", "--json", "--listen", "127.0.0.1:0"]);
     let server =
-        house.serve_by(serve.env("JETON_LOG__LEVEL", "info,jeton::oauth=debug").stderr(log));
+        home.serve_by(serve.env("JETON_LOG__LEVEL", "info,jeton::oauth=debug").stderr(log));
     let create = ["client", "create", "api", "--scope", "jeton:introspect"];
-    let file = house.path("secret");
+    let file = home.path("secret");
     let path = file.to_str().unwrap();
-    let created = house.jeton(&[&create[..], &["--secret-out", path]].concat()).ok();
+    let created = home.jeton(&[&create[..], &["--secret-out", path]].concat()).ok();
     assert!(created.err.contains("serves no audience"), "{created:?}");
-    let token = house.jeton(&["token", "--raw"]).ok();
+    let token = home.jeton(&["token", "--raw"]).ok();
     let as_api = ["--client-id", "api", "--client-secret-file", path];
-    let answer = house.jeton(&[&["introspect", token.line()], &as_api[..]].concat()).ok();
+    let answer = home.jeton(&[&["introspect", token.line()], &as_api[..]].concat()).ok();
     assert_eq!(answer.line(), "active  false");
-    let served = house.jeton(&["client", "update", "api", "--add-serves", "https://x.test"]).ok();
+    let served = home.jeton(&["client", "update", "api", "--add-serves", "https://x.test"]).ok();
     assert!(!served.err.contains("serves no audience"), "{served:?}");
     server.stop();
-    let log = house.log();
+    let log = home.log();
     let line = log.lines().find(|line| line.contains("not active for this caller")).unwrap();
     for part in ["not_served", "caller=api", "client=bootstrap", crate::cli::home::ISSUER] {
         assert!(line.contains(part), "{part}: {line}");

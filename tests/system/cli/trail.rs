@@ -11,7 +11,7 @@ use jeton::{
 };
 use rusqlite::Connection;
 
-use crate::cli::home::House;
+use crate::cli::home::CliHome;
 
 /// Only a test that fails waits for this long.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -26,8 +26,8 @@ fn chain_key(data: &Path) -> ChainKey {
 
 /// Adds records, one a second, to the trail of a stopped server, and cuts those of the first
 /// `cut` seconds.
-fn add(house: &House, count: i64, cut: u64) {
-    let (data, key) = (house.data(), chain_key(&house.data()));
+fn add(home: &CliHome, count: i64, cut: u64) {
+    let (data, key) = (home.data(), chain_key(&home.data()));
     tokio::runtime::Runtime::new().unwrap().block_on(async move {
         let store = Embedded::open(&data, &Config::default().node, key.clone()).unwrap();
         let chain = store.chains().await.unwrap().remove(0);
@@ -64,21 +64,21 @@ fn head(out: &str) -> (&str, i64, &str) {
 /// printed, and a head that is not on the chain is refused, with a server and without one.
 #[test]
 fn a_verification_begins_at_the_heads_of_an_earlier_one() {
-    let house = House::new();
-    house.serve().stop();
-    let verify = |more: &[&str]| house.jeton(&[&["audit", "verify"], more].concat());
-    let data = house.data();
+    let home = CliHome::new();
+    home.serve().stop();
+    let verify = |more: &[&str]| home.jeton(&[&["audit", "verify"], more].concat());
+    let data = home.data();
     let stored = ["--data-dir", data.to_str().unwrap()];
     let first = verify(&stored).ok();
     let (chain, sequence, _) = head(&first.out);
     let records = if sequence == 1 { "1 record".to_owned() } else { format!("{sequence} records") };
     assert!(first.out.ends_with(&format!("intact: 1 chain, {records}\n")), "{first:?}");
-    let heads = house.file("heads", &first.out);
+    let heads = home.file("heads", &first.out);
     let heads = ["--from-head", heads.to_str().unwrap()];
     let again = verify(&[&stored[..], &heads].concat()).ok();
     assert!(again.out.ends_with("intact: 1 chain, 0 records\n"), "{again:?}");
 
-    let server = house.serve();
+    let server = home.serve();
     let served = verify(&["--json"]).ok().json();
     assert_eq!((&served["complete"], &served["intact"]), (&true.into(), &true.into()));
     let newer = verify(&[&heads[..], &["--json"]].concat()).ok().json();
@@ -87,12 +87,12 @@ fn a_verification_begins_at_the_heads_of_an_earlier_one() {
     // A server may run meanwhile.
     let beside = verify(&[&stored[..], &heads, &["--json"]].concat()).ok().json();
     assert!(beside["checked"].as_i64() >= Some(end - sequence), "{beside}");
-    let document = house.file("document", &newer.to_string());
+    let document = home.file("document", &newer.to_string());
     let from = ["--from-head", document.to_str().unwrap()];
     let newest = verify(&[&from[..], &["--json"]].concat()).ok().json();
     assert!(newest["checked"].as_i64() < newer["checked"].as_i64(), "{newest}");
 
-    let other = house.file("other", &format!("{chain}:{sequence}:{}\n", "ab".repeat(32)));
+    let other = home.file("other", &format!("{chain}:{sequence}:{}\n", "ab".repeat(32)));
     let other = ["--from-head", other.to_str().unwrap()];
     let broken = format!("broken at record {sequence}: differs from the hash of a known head");
     for mode in [&[][..], &stored] {
@@ -108,28 +108,28 @@ fn a_verification_begins_at_the_heads_of_an_earlier_one() {
 /// the beginning and from a head before it.
 #[test]
 fn a_verification_names_the_same_place_with_and_without_a_server() {
-    let house = House::new();
-    house.serve().stop();
-    let verify = |more: &[&str]| house.jeton(&[&["audit", "verify"], more].concat());
-    let data = house.data();
+    let home = CliHome::new();
+    home.serve().stop();
+    let verify = |more: &[&str]| home.jeton(&[&["audit", "verify"], more].concat());
+    let data = home.data();
     let stored = ["--data-dir", data.to_str().unwrap()];
     let before = verify(&stored).ok();
-    let heads = house.file("heads", &before.out);
+    let heads = home.file("heads", &before.out);
     let heads = ["--from-head", heads.to_str().unwrap()];
-    add(&house, 3_000, 0);
+    add(&home, 3_000, 0);
     let database = Connection::open(data.join("jeton.db")).unwrap();
     let altered =
         "UPDATE audit SET event = replace(event, 'token.', 'taken.') WHERE sequence = 1500";
     assert_eq!(database.execute(altered, []).unwrap(), 1);
     drop(database);
     for with_server in [false, true] {
-        let server = with_server.then(|| house.serve());
+        let server = with_server.then(|| home.serve());
         let mode = if with_server { &[][..] } else { &stored };
         for from in [&[][..], &heads] {
             let ran = verify(&[mode, from].concat());
             assert!(ran.code == 1 && ran.out.contains("broken at record 1500: "), "{ran:?}");
             // The head of a broken chain is no place to begin from.
-            let found = house.file("found", &ran.out);
+            let found = home.file("found", &ran.out);
             let again = verify(&[mode, &["--from-head", found.to_str().unwrap()]].concat());
             assert_eq!(again.code, 1, "{again:?}");
         }
@@ -143,16 +143,16 @@ fn a_verification_names_the_same_place_with_and_without_a_server() {
 /// of 0: it may have been told so by a signal, or have nothing to read.
 #[test]
 fn a_verification_without_a_result_is_no_result() {
-    let house = House::new();
-    let verify = |more: &[&str]| house.jeton(&[&["audit", "verify"], more].concat());
-    let data = house.data();
+    let home = CliHome::new();
+    let verify = |more: &[&str]| home.jeton(&[&["audit", "verify"], more].concat());
+    let data = home.data();
     let stored = ["--data-dir", data.to_str().unwrap()];
     let none = verify(&stored);
     assert!(none.code == 64 && none.out.is_empty(), "{none:?}");
-    let server = house.serve();
+    let server = home.serve();
     // A server that does not answer: nothing is known of the trail.
     server.signal("STOP");
-    let waiting = house.follow(&["audit", "verify"]);
+    let waiting = home.follow(&["audit", "verify"]);
     let status = format!("/proc/{}/status", waiting.pid());
     let catches_sigint = || {
         let status = fs::read_to_string(&status).unwrap();
@@ -166,7 +166,7 @@ fn a_verification_without_a_result_is_no_result() {
     }));
     waiting.signal("INT");
     assert_eq!(waiting.ended(), Some(6));
-    let said = fs::read_to_string(house.path("followed")).unwrap();
+    let said = fs::read_to_string(home.path("followed")).unwrap();
     assert!(said.contains("stopped by a signal"), "{said}");
     server.signal("CONT");
     server.stop();
@@ -185,31 +185,31 @@ fn a_verification_without_a_result_is_no_result() {
 /// After a cut a list says until when, and a tail that was behind it ends and names the records.
 #[test]
 fn a_cut_is_said_by_lists_and_tails() {
-    let house = House::new();
-    house.serve().stop();
-    add(&house, 5_000, 2_200);
-    let server = house.serve();
-    let listed = house.jeton(&["audit", "list", "--limit", "100000", "--json"]).ok().json();
+    let home = CliHome::new();
+    home.serve().stop();
+    add(&home, 5_000, 2_200);
+    let server = home.serve();
+    let listed = home.jeton(&["audit", "list", "--limit", "100000", "--json"]).ok().json();
     let cut = listed["cut_time"].as_str().unwrap().to_owned();
     assert!(cut.starts_with("2023-11-14T22:"), "{cut}");
-    let text = house.jeton(&["audit", "list", "--limit", "100000"]).ok();
+    let text = home.jeton(&["audit", "list", "--limit", "100000"]).ok();
     assert!(text.err.contains(&format!("records up to {cut} were cut by audit.keep")), "{text:?}");
-    let later = house.jeton(&["audit", "list", "--since", "1h", "--json"]).ok().json();
+    let later = home.jeton(&["audit", "list", "--since", "1h", "--json"]).ok().json();
     assert_eq!(later["cut_time"], serde_json::Value::Null);
-    let part = house.jeton(&["audit", "list", "--limit", "10", "--json"]).ok().json();
+    let part = home.jeton(&["audit", "list", "--limit", "10", "--json"]).ok().json();
     assert_eq!(part["cut_time"], serde_json::Value::Null);
 
-    let verdict = house.jeton(&["audit", "verify", "--json"]).ok().json();
+    let verdict = home.jeton(&["audit", "verify", "--json"]).ok().json();
     let cut = verdict["chains"][0]["cut_sequence"].as_i64().unwrap();
     assert!(cut > 0, "{verdict}");
     let chain = verdict["chains"][0]["chain"].as_str().unwrap();
-    let place = house.file("place", &serde_json::json!({ chain: cut - 1 }).to_string());
+    let place = home.file("place", &serde_json::json!({ chain: cut - 1 }).to_string());
     let tail = ["audit", "tail", "--json", "--from-last", place.to_str().unwrap()];
-    let ran = house.jeton(&tail);
+    let ran = home.jeton(&tail);
     let named = format!("records {cut} to {cut} of the chain {chain} were cut by audit.keep");
     assert!(ran.code == 3 && ran.err.contains(&named), "{ran:?}");
-    house.file("place", &serde_json::json!({ chain: cut }).to_string());
-    let tail = house.follow(&tail);
+    home.file("place", &serde_json::json!({ chain: cut }).to_string());
+    let tail = home.follow(&tail);
     let event: serde_json::Value = serde_json::from_str(&tail.next(PATIENCE).unwrap()).unwrap();
     assert_eq!(event["sequence"], cut + 1);
     server.stop();
@@ -217,16 +217,16 @@ fn a_cut_is_said_by_lists_and_tails() {
 
 #[cfg(feature = "mongodb")]
 mod mongodb {
-    use crate::{cli::home::House, support::database::Database};
+    use crate::{cli::home::CliHome, support::database::Database};
 
     /// On MongoDB's address, while nodes run and after they stopped.
     #[test]
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     fn chains_of_a_database_are_verified_without_a_node() {
-        let (house, own) = (House::new(), Database::new());
+        let (home, own) = (CliHome::new(), Database::new());
         let flags = ["--store", own.uri()];
-        let server = house.serve_dev(&flags);
-        let verify = || house.jeton(&[&["audit", "verify", "--json"], &flags[..]].concat());
+        let server = home.serve_dev(&flags);
+        let verify = || home.jeton(&[&["audit", "verify", "--json"], &flags[..]].concat());
         let beside = verify().ok().json();
         assert_eq!(
             (&beside["intact"], beside["chains"].as_array().unwrap().len()),

@@ -4,13 +4,13 @@ use std::{fs, path::Path};
 
 use serde_json::Value;
 
-use crate::cli::home::{House, Ran};
+use crate::cli::home::{CliHome, Ran};
 
 /// Another machine with the master key of the first, and nothing else.
-fn fresh(of: &House) -> House {
-    let house = House::new();
-    fs::copy(of.data().join("master.key"), house.data().join("master.key")).unwrap();
-    house
+fn fresh(of: &CliHome) -> CliHome {
+    let home = CliHome::new();
+    fs::copy(of.data().join("master.key"), home.data().join("master.key")).unwrap();
+    home
 }
 
 fn text(path: &Path) -> &str {
@@ -18,8 +18,8 @@ fn text(path: &Path) -> &str {
 }
 
 /// Credentials of the first machine's first client, for the other.
-fn credentials(house: &House, secret: &str) -> [String; 4] {
-    let file = house.file("secret", secret);
+fn credentials(home: &CliHome, secret: &str) -> [String; 4] {
+    let file = home.file("secret", secret);
     ["--client-id".into(), "bootstrap".into(), "--client-secret-file".into(), text(&file).into()]
 }
 
@@ -34,21 +34,21 @@ fn an_old_backup_brings_no_token_back() {
 /// `from` and `to` are the flags that name a store; none is the one in the data directory.
 fn no_token_comes_back(from: &[&str], to: &[&str]) {
     let serve: &[&str] = &["serve", "--dev", "--json", "--listen", "127.0.0.1:0"];
-    let with = |house: &House, arguments: &[&str], store: &[&str]| -> Ran {
-        house.jeton(&[arguments, store].concat()).ok()
+    let with = |home: &CliHome, arguments: &[&str], store: &[&str]| -> Ran {
+        home.jeton(&[arguments, store].concat()).ok()
     };
-    let house = House::new();
-    let server = house.serve_with(&[serve, from].concat());
+    let home = CliHome::new();
+    let server = home.serve_with(&[serve, from].concat());
     let secret = server.said["client_secret"].as_str().unwrap().to_owned();
-    let before = house.jeton(&["token", "--json"]).ok().json();
-    let backup = house.path("backup.ndjson");
-    with(&house, &["export", text(&backup)], from);
-    house.jeton(&["revoke", before["refresh_token"].as_str().unwrap()]).ok();
-    let after = house.jeton(&["token", "--raw"]).ok();
-    house.jeton(&["revoke", after.line()]).ok();
+    let before = home.jeton(&["token", "--json"]).ok().json();
+    let backup = home.path("backup.ndjson");
+    with(&home, &["export", text(&backup)], from);
+    home.jeton(&["revoke", before["refresh_token"].as_str().unwrap()]).ok();
+    let after = home.jeton(&["token", "--raw"]).ok();
+    home.jeton(&["revoke", after.line()]).ok();
     server.stop();
 
-    let restored = fresh(&house);
+    let restored = fresh(&home);
     let import = with(&restored, &["import", text(&backup)], to);
     assert!(import.err.contains("all tokens are revoked"), "{import:?}");
     let server = restored.serve_with(&[serve, to].concat());
@@ -71,14 +71,14 @@ fn no_token_comes_back(from: &[&str], to: &[&str]) {
 /// E9: whoever accepts the rollback gets it, and the trail says that too.
 #[test]
 fn an_accepted_rollback_is_one_and_is_audited() {
-    let house = House::new();
-    let server = house.serve();
+    let home = CliHome::new();
+    let server = home.serve();
     let secret = server.said["client_secret"].as_str().unwrap().to_owned();
-    let token = house.jeton(&["token", "--raw"]).ok();
-    let backup = house.path("backup.ndjson");
-    house.jeton(&["export", text(&backup)]).ok();
+    let token = home.jeton(&["token", "--raw"]).ok();
+    let backup = home.path("backup.ndjson");
+    home.jeton(&["export", text(&backup)]).ok();
     server.stop();
-    let restored = fresh(&house);
+    let restored = fresh(&home);
     restored.jeton(&["import", "--accept-rollback", text(&backup)]).ok();
     let server = restored.serve();
     let own = credentials(&restored, &secret);
@@ -93,14 +93,14 @@ fn an_accepted_rollback_is_one_and_is_audited() {
 #[test]
 fn an_export_without_a_server_is_the_same_on_stdout_and_private_in_a_file() {
     use std::os::unix::fs::PermissionsExt;
-    let house = House::new();
-    house.serve().stop();
-    let file = house.path("backup.ndjson");
-    let told = house.jeton(&["export", text(&file), "--json"]).ok().json();
+    let home = CliHome::new();
+    home.serve().stop();
+    let file = home.path("backup.ndjson");
+    let told = home.jeton(&["export", text(&file), "--json"]).ok().json();
     let written = fs::read_to_string(&file).unwrap();
     assert_eq!(told["records"], written.lines().count() - 1, "the last line is not a record");
     assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
-    assert_eq!(house.jeton(&["export"]).ok().out, written);
+    assert_eq!(home.jeton(&["export"]).ok().out, written);
     let first: Value = serde_json::from_str(written.lines().next().unwrap()).unwrap();
     assert_eq!(first["type"], "export");
     let last: Value = serde_json::from_str(written.lines().last().unwrap()).unwrap();
@@ -108,25 +108,25 @@ fn an_export_without_a_server_is_the_same_on_stdout_and_private_in_a_file() {
         (last["type"].as_str(), last["mac"].as_str().map(str::len)),
         (Some("mac"), Some(64))
     );
-    assert_eq!(house.jeton(&["export", text(&file)]).code, 1, "a backup is never written over");
+    assert_eq!(home.jeton(&["export", text(&file)]).code, 1, "a backup is never written over");
 }
 
 #[test]
 fn an_import_wants_an_empty_store_its_key_and_a_whole_export() {
-    let house = House::new();
-    house.serve().stop();
-    let export = house.jeton(&["export"]).ok().out;
-    let file = house.file("backup.ndjson", &export);
-    let full = house.jeton(&["import", text(&file)]);
+    let home = CliHome::new();
+    home.serve().stop();
+    let export = home.jeton(&["export"]).ok().out;
+    let file = home.file("backup.ndjson", &export);
+    let full = home.jeton(&["import", text(&file)]);
     assert!(
         full.code == 1 && full.err.contains("not empty") && !full.err.contains(CLEAN_UP),
         "{full:?}"
     );
-    house.serve().stop();
+    home.serve().stop();
 
-    let keyless = House::new().jeton(&["import", text(&file)]);
+    let keyless = CliHome::new().jeton(&["import", text(&file)]);
     assert!(keyless.code == 64 && keyless.err.contains("master_key_file"), "{keyless:?}");
-    let other = House::new();
+    let other = CliHome::new();
     fs::rename(
         other.file("key", "Q2Qf8mKTpTqBnSg2OWGLhX0l9H3aiYvHkxS6zVq3r+8=\n"),
         other.data().join("master.key"),
@@ -145,7 +145,7 @@ fn an_import_wants_an_empty_store_its_key_and_a_whole_export() {
         (altered, "altered"),
         (String::new(), "truncated"),
     ] {
-        let target = fresh(&house);
+        let target = fresh(&home);
         let refused = target.jeton_reading(&["import", "-"], &damaged);
         assert!(refused.code == 1 && refused.err.contains(said), "{said}: {refused:?}");
         assert!(!refused.err.contains(CLEAN_UP), "{refused:?}");
@@ -154,8 +154,8 @@ fn an_import_wants_an_empty_store_its_key_and_a_whole_export() {
 }
 
 /// True if there is nothing but the master key.
-fn is_untouched(house: &House) -> bool {
-    fs::read_dir(house.data()).unwrap().all(|entry| entry.unwrap().file_name() == "master.key")
+fn is_untouched(home: &CliHome) -> bool {
+    fs::read_dir(home.data()).unwrap().all(|entry| entry.unwrap().file_name() == "master.key")
 }
 
 /// The lines of an export, to be changed as somebody without the master key would.
@@ -236,22 +236,22 @@ impl Forgery {
 }
 
 /// An export with a revocation in it, the credentials' secret, and a token that was revoked before.
-fn exported() -> (House, String, String, String) {
-    let house = House::new();
-    let server = house.serve();
+fn exported() -> (CliHome, String, String, String) {
+    let home = CliHome::new();
+    let server = home.serve();
     let secret = server.said["client_secret"].as_str().unwrap().to_owned();
-    let token = house.jeton(&["token", "--raw"]).ok();
-    house.jeton(&["revoke", token.line()]).ok();
-    let export = house.jeton(&["export"]).ok().out;
+    let token = home.jeton(&["token", "--raw"]).ok();
+    home.jeton(&["revoke", token.line()]).ok();
+    let export = home.jeton(&["export"]).ok().out;
     server.stop();
-    (house, export, secret, token.line().to_owned())
+    (home, export, secret, token.line().to_owned())
 }
 
 /// AZ4, AZ5: a file that was altered is refused before anything is written, whatever was altered,
 /// from a file and from stdin.
 #[test]
 fn an_altered_export_is_refused_and_leaves_nothing_behind() {
-    let (house, export, ..) = exported();
+    let (home, export, ..) = exported();
     let lines: Vec<&str> = export.lines().collect();
     let whole = |lines: &[&str]| lines.join("\n") + "\n";
     let cases = [
@@ -279,7 +279,7 @@ fn an_altered_export_is_refused_and_leaves_nothing_behind() {
     ];
     for (said, altered) in cases {
         assert_ne!(altered, export, "{said}");
-        let target = fresh(&house);
+        let target = fresh(&home);
         let file = target.file("backup.ndjson", &altered);
         for refused in [
             target.jeton(&["import", text(&file)]),
@@ -292,20 +292,20 @@ fn an_altered_export_is_refused_and_leaves_nothing_behind() {
         assert!(rollback.code == 1 && is_untouched(&target), "{said}: {rollback:?}");
     }
     // What was not altered is taken in.
-    fresh(&house).jeton_reading(&["import", "-"], &export).ok();
+    fresh(&home).jeton_reading(&["import", "-"], &export).ok();
 }
 
 /// AZ4, AZ5: --accept-unsigned takes what no MAC vouches for, and the trail says so; the keyset and
 /// the chains still must check.
 #[test]
 fn an_unsigned_export_is_taken_only_when_asked_for() {
-    let (house, export, secret, revoked) = exported();
-    let unsigned = house.jeton(&["export", "--unsigned"]).ok().out;
+    let (home, export, secret, revoked) = exported();
+    let unsigned = home.jeton(&["export", "--unsigned"]).ok().out;
     assert!(
         unsigned.ends_with("{\"type\":\"unsigned\"}\n") && !unsigned.contains("\"seal\""),
         "no key was used"
     );
-    let keyless = House::new();
+    let keyless = CliHome::new();
     let refused = keyless.jeton(&["export"]);
     assert!(refused.code == 64 && refused.err.contains("--unsigned"), "{refused:?}");
 
@@ -319,14 +319,14 @@ fn an_unsigned_export_is_taken_only_when_asked_for() {
         ("MAC of the export is invalid", Forgery(forged.0.clone()).add_client().text()),
         ("removed", Forgery::of(&unsigned).remove("record").text()),
     ] {
-        let target = fresh(&house);
+        let target = fresh(&home);
         let file = target.file("backup.ndjson", &altered);
         let refused = target.jeton(&["import", "--accept-unsigned", text(&file)]);
         assert!(refused.code == 1 && refused.err.contains(said), "{said}: {refused:?}");
         assert!(is_untouched(&target), "{said}");
     }
 
-    let target = fresh(&house);
+    let target = fresh(&home);
     let file = target.file("backup.ndjson", &unsigned);
     let refused = target.jeton(&["import", text(&file)]);
     assert!(
@@ -365,14 +365,14 @@ fn heads(export: &str) -> Vec<String> {
 /// which tells of the import first. Back on one of the old name that chain goes on.
 #[test]
 fn a_trail_stays_whole_on_machines_of_other_names() {
-    let house = House::new();
-    let server = house.serve();
+    let home = CliHome::new();
+    let server = home.serve();
     let secret = server.said["client_secret"].as_str().unwrap().to_owned();
     server.stop();
-    let export = house.jeton(&["export"]).ok().out;
+    let export = home.jeton(&["export"]).ok().out;
     let first = heads(&export);
     assert!(first.len() == 1 && first[0].starts_with("node-1:"), "{first:?}");
-    let moved = fresh(&house);
+    let moved = fresh(&home);
     let named = moved.file("jeton.toml", "node = \"node-0\"\n");
     moved.jeton_reading(&["import", "-", "--config", text(&named)], &export).ok();
     let server = moved.serve_with(&[
@@ -399,7 +399,7 @@ fn a_trail_stays_whole_on_machines_of_other_names() {
     server.stop();
 
     let both = moved.jeton(&["export"]).ok().out;
-    let back = fresh(&house);
+    let back = fresh(&home);
     back.jeton_reading(&["import", "-"], &both).ok();
     let held = heads(&back.jeton(&["export"]).ok().out);
     assert_eq!(held[0], heads(&both)[0], "nobody goes on with it here");

@@ -14,7 +14,7 @@ use std::{
 use rustix::fs::{OFlags, fcntl_setfl};
 
 use crate::cli::{
-    home::{House, Server},
+    home::{CliHome, Server},
     serving::endless_call,
 };
 
@@ -62,11 +62,11 @@ fn dropped(metrics: &str) -> f64 {
 
 /// A server whose stderr nothing reads, and that has dropped lines because of it; and the address
 /// of its metrics.
-fn unread(house: &House) -> (Server, String) {
+fn unread(home: &CliHome) -> (Server, String) {
     let metrics = free_address();
-    let mut command = house.command(&SERVE);
+    let mut command = home.command(&SERVE);
     command.env("JETON_LOG__LEVEL", "trace").env("JETON_METRICS_LISTEN", &metrics);
-    let server = house.serve_by(command.stderr(Stdio::piped()));
+    let server = home.serve_by(command.stderr(Stdio::piped()));
     while dropped(&metrics) == 0.0 {
         for _ in 0..50 {
             assert!(is_ok(server.address(), "/readyz"));
@@ -78,11 +78,11 @@ fn unread(house: &House) -> (Server, String) {
 /// 3.1: with a stderr that nothing reads, calls and probes are answered and SIGTERM drains.
 #[test]
 fn the_server_works_while_stderr_is_not_read() {
-    let house = House::new();
-    let (server, metrics) = unread(&house);
+    let home = CliHome::new();
+    let (server, metrics) = unread(&home);
     let _scrape = asked(&metrics, "/metrics").unwrap();
-    let token = house.jeton(&["token", "--raw"]).ok();
-    house.jeton(&["introspect", "--check", token.line()]).ok();
+    let token = home.jeton(&["token", "--raw"]).ok();
+    home.jeton(&["introspect", "--check", token.line()]).ok();
     assert!(is_ok(server.address(), "/healthz") && is_ok(server.address(), "/readyz"));
     assert!(dropped(&metrics) > 0.0);
     server.stop();
@@ -91,10 +91,10 @@ fn the_server_works_while_stderr_is_not_read() {
 /// 3.1: a second signal ends the process whatever stderr does.
 #[tokio::test]
 async fn a_second_signal_ends_it_while_stderr_is_not_read() {
-    let house = House::new();
-    let (server, _) = unread(&house);
+    let home = CliHome::new();
+    let (server, _) = unread(&home);
     let call = endless_call(server.address()).await;
-    house.jeton(&["token"]).ok();
+    home.jeton(&["token"]).ok();
     let status = server.signal_until_ended("TERM");
     assert_eq!(status.code(), Some(143));
     assert!(call.await.unwrap().is_err());
@@ -103,8 +103,8 @@ async fn a_second_signal_ends_it_while_stderr_is_not_read() {
 /// 3.1: the log says how many lines are missing, once it is read again.
 #[test]
 fn dropped_lines_are_reported_when_stderr_is_read_again() {
-    let house = House::new();
-    let (mut server, _) = unread(&house);
+    let home = CliHome::new();
+    let (mut server, _) = unread(&home);
     let mut stderr = server.stderr.take().unwrap();
     let reading = thread::spawn(move || {
         let mut log = Vec::new();
@@ -121,11 +121,11 @@ fn dropped_lines_are_reported_when_stderr_is_read_again() {
 /// 3.1: a full stdout does not prevent the start.
 #[test]
 fn the_server_starts_while_stdout_is_not_read() {
-    let house = House::new();
+    let home = CliHome::new();
     let (_reader, writer) = full_pipe();
     let address = free_address();
-    let log = fs::File::create(house.path("log")).unwrap();
-    let mut child = house
+    let log = fs::File::create(home.path("log")).unwrap();
+    let mut child = home
         .command(&["serve", "--dev", "--json", "--listen", &address])
         .stdin(Stdio::null())
         .stdout(writer)
@@ -133,24 +133,24 @@ fn the_server_starts_while_stdout_is_not_read() {
         .spawn()
         .unwrap();
     while !is_ok(&address, "/readyz") {
-        assert!(child.try_wait().unwrap().is_none(), "{}", house.log());
+        assert!(child.try_wait().unwrap().is_none(), "{}", home.log());
         thread::park_timeout(Duration::from_millis(20));
     }
-    house.jeton(&["token", "--address", &address]);
-    while !house.log().contains("stdout is not read") {
+    home.jeton(&["token", "--address", &address]);
+    while !home.log().contains("stdout is not read") {
         thread::park_timeout(Duration::from_millis(20));
     }
     let pid = child.id().to_string();
     assert!(Command::new("kill").args(["-s", "TERM", &pid]).status().unwrap().success());
-    assert_eq!(child.wait().unwrap().code(), Some(0), "{}", house.log());
+    assert_eq!(child.wait().unwrap().code(), Some(0), "{}", home.log());
 }
 
 /// 3.1: an error of the start is no reason to wait for a reader of stderr either.
 #[test]
 fn a_failed_start_ends_while_stderr_is_not_read() {
-    let house = House::new();
+    let home = CliHome::new();
     let (_reader, writer) = full_pipe();
-    let mut command = house.command(&["serve", "--dev", "--listen", "nonsense"]);
+    let mut command = home.command(&["serve", "--dev", "--listen", "nonsense"]);
     let status = command.stdin(Stdio::null()).stderr(writer).status().unwrap();
     assert_eq!(status.code(), Some(64));
 }
@@ -158,10 +158,10 @@ fn a_failed_start_ends_while_stderr_is_not_read() {
 /// 3.5: an export that nothing reads does not hold the store, whose WAL would grow.
 #[test]
 fn an_export_that_is_not_read_holds_no_view_of_the_store() {
-    let house = House::new();
-    let server = house.serve();
+    let home = CliHome::new();
+    let server = home.serve();
     let (_reader, writer) = full_pipe();
-    let mut command = house.command(&["export"]);
+    let mut command = home.command(&["export"]);
     let mut child = command.stdin(Stdio::null()).stdout(writer).spawn().unwrap();
     let files = || -> Vec<String> {
         let open = fs::read_dir(format!("/proc/{}/fd", child.id())).unwrap();
@@ -187,8 +187,8 @@ fn an_export_that_is_not_read_holds_no_view_of_the_store() {
 /// 3.1: a supervisor that does not read its socket stops neither the start nor the end.
 #[test]
 fn the_server_works_while_its_supervisor_does_not_read() {
-    let house = House::new();
-    let path = house.path("notify");
+    let home = CliHome::new();
+    let path = home.path("notify");
     let _supervisor = UnixDatagram::bind(&path).unwrap();
     let sender = UnixDatagram::unbound().unwrap();
     sender.set_nonblocking(true).unwrap();
@@ -198,8 +198,8 @@ fn the_server_works_while_its_supervisor_does_not_read() {
         }
     };
     assert_eq!(error.kind(), ErrorKind::WouldBlock);
-    let log = fs::File::create(house.path("log")).unwrap();
-    let server = house.serve_by(house.command(&SERVE).env("NOTIFY_SOCKET", &path).stderr(log));
-    house.jeton(&["token"]).ok();
+    let log = fs::File::create(home.path("log")).unwrap();
+    let server = home.serve_by(home.command(&SERVE).env("NOTIFY_SOCKET", &path).stderr(log));
+    home.jeton(&["token"]).ok();
     server.stop();
 }

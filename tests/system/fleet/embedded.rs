@@ -4,14 +4,14 @@
 use std::time::Duration;
 
 use crate::{
-    fleet::{history::History, nodes::Plan, scene::Scene, traffic::Load, verdict},
+    fleet::{history::History, nodes::Plan, scene::FleetRun, traffic::Load, verdict},
     support::{process::pause, seed::long},
 };
 
 /// S2, I1 to I10: a node that is killed and started again under load keeps every promise.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_is_killed_keeps_every_promise() {
-    let mut scene = Scene::open(Plan::new("embedded-killed", 1), Load::default()).await;
+    let mut scene = FleetRun::open(Plan::new("embedded-killed", 1), Load::default()).await;
     for _ in 0..if long() { 20 } else { 2 } {
         scene.work(500, 1_500).await;
         let node = scene.fleet.node(0);

@@ -9,7 +9,7 @@ const OTHERS: u64 = 35;
 
 /// Looks again and again at who used the processors.
 #[derive(Default)]
-pub(crate) struct Weather {
+pub(crate) struct LoadWatcher {
     before: Option<Ticks>,
 }
 
@@ -21,7 +21,7 @@ struct Ticks {
     ours: u64,
 }
 
-impl Weather {
+impl LoadWatcher {
     /// True if other programs took too much since the last call.
     pub(crate) fn is_bad(&mut self) -> bool {
         let now = Ticks::now();

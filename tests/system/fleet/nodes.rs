@@ -28,7 +28,7 @@ use tonic::{Request, Status, transport::Channel};
 use crate::{
     fleet::{
         history::{BUSY, Chain, Line, Record, Run, SECOND, Sample},
-        machine_load::Weather,
+        machine_load::LoadWatcher,
         recorder::{Caller, PATIENCE, Recorder},
     },
     support::{
@@ -333,7 +333,7 @@ impl Node {
 /// Samples what the nodes use, and whether the machine is ours, as often as this, until it is
 /// dropped.
 pub(crate) async fn watch(fleet: Arc<Fleet>, every: Duration) {
-    let mut weather = Weather::default();
+    let mut weather = LoadWatcher::default();
     loop {
         let begin = fleet.recorder.now();
         fleet.sample();

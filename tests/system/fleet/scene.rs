@@ -21,14 +21,14 @@ use crate::{
 };
 
 /// A fleet with callers at work.
-pub(crate) struct Scene {
+pub(crate) struct FleetRun {
     pub(crate) fleet: Arc<Fleet>,
     pub(crate) chance: Chance,
     traffic: Traffic,
     watch: JoinHandle<()>,
 }
 
-impl Scene {
+impl FleetRun {
     pub(crate) async fn open(plan: Plan, load: Load) -> Self {
         let mut chance = Chance::new();
         let fleet = Arc::new(Fleet::start(plan, &mut chance).await);

@@ -6,7 +6,7 @@ use jeton::{
 };
 
 use crate::store::{
-    backend::Bench,
+    backend::StoreCase,
     fixtures::{at, event, id, whole_chain},
 };
 
@@ -34,8 +34,8 @@ async fn find(store: &dyn Store, audience: &str) -> Option<FoundAudience> {
     store.audience(&uri(audience)).await.unwrap()
 }
 
-pub(crate) async fn a_record_of_an_audience_reads_back_as_it_was_written(bench: &Bench) {
-    let store = bench.store();
+pub(crate) async fn a_record_of_an_audience_reads_back_as_it_was_written(case: &StoreCase) {
+    let store = case.store();
     let longest = format!("https://{}", "a".repeat(248));
     for audience in [longest.as_str(), "urn:a.b$c", "https://a.example/$where?x=%00'--"] {
         assert_eq!(find(&*store, audience).await, None);
@@ -45,8 +45,8 @@ pub(crate) async fn a_record_of_an_audience_reads_back_as_it_was_written(bench: 
     }
 }
 
-pub(crate) async fn an_audience_is_claimed_once(bench: &Bench) {
-    let store = bench.store();
+pub(crate) async fn an_audience_is_claimed_once(case: &StoreCase) {
+    let store = case.store();
     assert_eq!(claim(&*store, &record("urn:a", "acme")).await, Creation::Created);
     let records = whole_chain(&*store).await.len();
     for tenant in ["acme", "globex"] {
@@ -61,10 +61,10 @@ pub(crate) async fn an_audience_is_claimed_once(bench: &Bench) {
 }
 
 /// AUDIT AZ10: of any number of tenants that claim one audience at once, exactly one gets it.
-pub(crate) async fn of_fifty_that_claim_one_audience_one_succeeds(bench: &Bench) {
+pub(crate) async fn of_fifty_that_claim_one_audience_one_succeeds(case: &StoreCase) {
     let tasks: Vec<_> = (0..50)
         .map(|n| {
-            let (store, record) = (bench.store(), record("urn:a", &format!("tenant-{n}")));
+            let (store, record) = (case.store(), record("urn:a", &format!("tenant-{n}")));
             tokio::spawn(async move {
                 (claim(&*store, &record).await == Creation::Created).then_some(record)
             })
@@ -75,11 +75,11 @@ pub(crate) async fn of_fifty_that_claim_one_audience_one_succeeds(bench: &Bench)
         claimed.extend(task.await.unwrap());
     }
     assert_eq!(claimed.len(), 1);
-    assert_eq!(find(&*bench.store(), "urn:a").await, claimed.pop().map(FoundAudience::Owned));
+    assert_eq!(find(&*case.store(), "urn:a").await, claimed.pop().map(FoundAudience::Owned));
 }
 
-pub(crate) async fn a_change_of_a_record_needs_the_one_it_was_made_from(bench: &Bench) {
-    let store = bench.store();
+pub(crate) async fn a_change_of_a_record_needs_the_one_it_was_made_from(case: &StoreCase) {
+    let store = case.store();
     let first = record("urn:a", "acme");
     let replace = async |record: &AudienceRecord| {
         store.replace_audience(record, event(Action::AudienceReleasing)).await
@@ -117,8 +117,8 @@ pub(crate) async fn a_change_of_a_record_needs_the_one_it_was_made_from(bench: &
     assert_eq!(whole_chain(&*store).await.len(), records + 3, "each change left its record");
 }
 
-pub(crate) async fn pages_of_audiences_follow_their_bytes(bench: &Bench) {
-    let store = bench.store();
+pub(crate) async fn pages_of_audiences_follow_their_bytes(case: &StoreCase) {
+    let store = case.store();
     let all = ["https://A", "https://a", "https://a.b", "https://b", "urn:a"];
     for (n, audience) in all.iter().enumerate().rev() {
         claim(&*store, &record(audience, if n % 2 == 0 { "acme" } else { "globex" })).await;

@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use crate::store::{
-    backend::Bench,
+    backend::StoreCase,
     fixtures::{
         NOW, at, chain_of, client, event, family, id, keyset, of_revision, stamp, whole_chain,
     },
@@ -60,12 +60,12 @@ async fn verify(store: &dyn Store) -> u64 {
         }
         records.iter().try_for_each(|record| walk.record(record)).unwrap();
     }
-    walk.finish(&Bench::key(), head.as_ref()).unwrap();
+    walk.finish(&StoreCase::key(), head.as_ref()).unwrap();
     walk.sequence()
 }
 
-pub(crate) async fn an_event_reads_back_as_it_was_appended(bench: &Bench) {
-    let store = bench.store();
+pub(crate) async fn an_event_reads_back_as_it_was_appended(case: &StoreCase) {
+    let store = case.store();
     let mut full = stamp();
     full.at = at(7);
     full.tenant = Some("t".repeat(64).parse().unwrap());
@@ -78,15 +78,15 @@ pub(crate) async fn an_event_reads_back_as_it_was_appended(bench: &Bench) {
     for event in [&full, &bare] {
         store.append(event.clone()).await.unwrap();
     }
-    let records = whole_chain(&*bench.reopen().await).await;
+    let records = whole_chain(&*case.reopen().await).await;
     assert_eq!(records.iter().map(|record| record.event.clone()).collect::<Vec<_>>(), [full, bare]);
     assert_eq!(records.iter().map(|record| &*record.node).collect::<Vec<_>>(), ["node", "node"]);
     assert_eq!(sequences(&records), [1, 2]);
 }
 
 /// O02: nothing in a text ends a record or starts another.
-pub(crate) async fn odd_text_is_kept_as_it_is(bench: &Bench) {
-    let store = bench.store();
+pub(crate) async fn odd_text_is_kept_as_it_is(case: &StoreCase) {
+    let store = case.store();
     let odd =
         ["", "\r\n", "\u{1b}[31m", "\u{2028}", "\0", "\"}{\"", "\\", "é\u{202e}", "$where", "a.b"];
     for text in odd {
@@ -107,8 +107,8 @@ pub(crate) async fn odd_text_is_kept_as_it_is(bench: &Bench) {
     verify(&*store).await;
 }
 
-pub(crate) async fn newest_come_first_and_pages_stand(bench: &Bench) {
-    let store = bench.store();
+pub(crate) async fn newest_come_first_and_pages_stand(case: &StoreCase) {
+    let store = case.store();
     append(&*store, 9).await;
     let name = chain_of(&*store).await;
     let page = async |before: Option<u64>, limit| {
@@ -128,8 +128,8 @@ pub(crate) async fn newest_come_first_and_pages_stand(bench: &Bench) {
 
 /// O05: newest first goes by time, and by the place in the chain only within a millisecond; every
 /// page begins where the one before it ended, whatever its length.
-pub(crate) async fn events_follow_their_times_where_the_chain_does_not(bench: &Bench) {
-    let store = bench.store();
+pub(crate) async fn events_follow_their_times_where_the_chain_does_not(case: &StoreCase) {
+    let store = case.store();
     for (n, millis) in [5, 9, 7, 7, -3, 9, 0].into_iter().enumerate() {
         store.append(Event { at: at(millis), ..numbered(n as u64) }).await.unwrap();
     }
@@ -162,14 +162,14 @@ pub(crate) async fn events_follow_their_times_where_the_chain_does_not(bench: &B
 
 /// A chain bears the name of the node that began it and keeps it over a restart; what is asked of
 /// others is not there.
-pub(crate) async fn a_chain_is_named_and_others_are_not_there(bench: &Bench) {
-    let store = bench.store();
+pub(crate) async fn a_chain_is_named_and_others_are_not_there(case: &StoreCase) {
+    let store = case.store();
     assert_eq!(store.chains().await.unwrap(), []);
     append(&*store, 1).await;
     let name = chain_of(&*store).await;
     let first = whole_chain(&*store).await;
     assert_eq!((&first[0].node, &first[0].chain), (&name, &name));
-    let store = bench.reopen().await;
+    let store = case.reopen().await;
     append(&*store, 2).await;
     assert_eq!(store.chains().await.unwrap(), std::slice::from_ref(&name));
     assert_eq!(sequences(&whole_chain(&*store).await), [1, 2, 3]);
@@ -180,8 +180,8 @@ pub(crate) async fn a_chain_is_named_and_others_are_not_there(bench: &Bench) {
     }
 }
 
-pub(crate) async fn filters_admit_what_they_say(bench: &Bench) {
-    let store = bench.store();
+pub(crate) async fn filters_admit_what_they_say(case: &StoreCase) {
+    let store = case.store();
     let stamp = |tenant: &str, client: &str, millis| jeton::model::Stamp {
         at: at(millis),
         tenant: Some(tenant.parse().unwrap()),
@@ -217,8 +217,8 @@ pub(crate) async fn filters_admit_what_they_say(bench: &Bench) {
 
 /// OPERATORS 4.10: filters about a client, a secret and a family admit what the events say, and so do
 /// their alternatives together.
-pub(crate) async fn filters_name_clients_secrets_and_families(bench: &Bench) {
-    let store = bench.store();
+pub(crate) async fn filters_name_clients_secrets_and_families(case: &StoreCase) {
+    let store = case.store();
     let secret: SecretId = "s1".parse().unwrap();
     let stamp = |client: &str, auth: Option<&str>, millis| jeton::model::Stamp {
         at: at(millis),
@@ -281,44 +281,44 @@ pub(crate) async fn filters_name_clients_secrets_and_families(bench: &Bench) {
 }
 
 /// O04: every kind of change links into one chain, over a restart.
-pub(crate) async fn the_chain_verifies_against_the_sealed_head(bench: &Bench) {
-    let store = bench.store();
+pub(crate) async fn the_chain_verifies_against_the_sealed_head(case: &StoreCase) {
+    let store = case.store();
     append(&*store, 20).await;
     store.create_client(&client("a"), event(Action::ClientCreated)).await.unwrap();
     store.open_family(&family("a"), event(Action::TokenIssued)).await.unwrap();
     store.replace_keyset(&keyset(1), event(Action::KeysCreated)).await.unwrap();
     assert_eq!(verify(&*store).await, 23);
-    let store = bench.reopen().await;
+    let store = case.reopen().await;
     append(&*store, 2).await;
     assert_eq!(verify(&*store).await, 25);
 }
 
-pub(crate) async fn concurrent_appends_leave_no_gap(bench: &Bench) {
+pub(crate) async fn concurrent_appends_leave_no_gap(case: &StoreCase) {
     let tasks: Vec<_> = (0..500)
         .map(|n| {
-            let store = bench.store();
+            let store = case.store();
             tokio::spawn(async move { store.append(numbered(n)).await.unwrap() })
         })
         .collect();
     for task in tasks {
         task.await.unwrap();
     }
-    assert_eq!(verify(&*bench.store()).await, 500);
-    let records = whole_chain(&*bench.store()).await;
+    assert_eq!(verify(&*case.store()).await, 500);
+    let records = whole_chain(&*case.store()).await;
     let targets: BTreeSet<u64> =
         records.iter().map(|record| record.event.target.parse().unwrap()).collect();
     assert_eq!(targets, (0..500).collect());
 }
 
-pub(crate) async fn an_empty_trail_has_no_head(bench: &Bench) {
-    assert_eq!(bench.store().chains().await.unwrap(), []);
-    assert_eq!(bench.store().head(&chain_of(&*bench.store()).await).await.unwrap(), None);
-    assert_eq!(verify(&*bench.store()).await, 0);
-    assert_eq!(verify(&*bench.reopen().await).await, 0);
+pub(crate) async fn an_empty_trail_has_no_head(case: &StoreCase) {
+    assert_eq!(case.store().chains().await.unwrap(), []);
+    assert_eq!(case.store().head(&chain_of(&*case.store()).await).await.unwrap(), None);
+    assert_eq!(verify(&*case.store()).await, 0);
+    assert_eq!(verify(&*case.reopen().await).await, 0);
 }
 
-pub(crate) async fn records_that_nobody_waits_for_arrive_soon(bench: &Bench) {
-    let store = bench.store();
+pub(crate) async fn records_that_nobody_waits_for_arrive_soon(case: &StoreCase) {
+    let store = case.store();
     let mut tail = store.tail();
     for n in 1..=5 {
         store.append_soon(numbered(n)).await.unwrap();
@@ -330,11 +330,11 @@ pub(crate) async fn records_that_nobody_waits_for_arrive_soon(bench: &Bench) {
     for n in 6..=9 {
         store.append_soon(numbered(n)).await.unwrap();
     }
-    assert_eq!(verify(&*bench.reopen().await).await, 9, "closing waits for them");
+    assert_eq!(verify(&*case.reopen().await).await, 9, "closing waits for them");
 }
 
-pub(crate) async fn the_tail_hears_every_record_in_order(bench: &Bench) {
-    let store = bench.store();
+pub(crate) async fn the_tail_hears_every_record_in_order(case: &StoreCase) {
+    let store = case.store();
     append(&*store, 2).await;
     let mut tail = store.tail();
     append(&*store, 3).await;
@@ -347,8 +347,8 @@ pub(crate) async fn the_tail_hears_every_record_in_order(bench: &Bench) {
     assert_eq!(store.tail().recv().await, Err(RecvError::Closed));
 }
 
-pub(crate) async fn a_listener_that_lags_is_told(bench: &Bench) {
-    let store = bench.store();
+pub(crate) async fn a_listener_that_lags_is_told(case: &StoreCase) {
+    let store = case.store();
     let mut tail = store.tail();
     for n in 0..1_500 {
         store.append_soon(numbered(n)).await.unwrap();
@@ -361,8 +361,8 @@ pub(crate) async fn a_listener_that_lags_is_told(bench: &Bench) {
 
 /// B23: a reader that is too slow for the live records reads those that it missed from the store,
 /// each once and in order.
-pub(crate) async fn a_slow_reader_misses_nothing(bench: &Bench) {
-    let store = bench.store();
+pub(crate) async fn a_slow_reader_misses_nothing(case: &StoreCase) {
+    let store = case.store();
     append(&*store, 3).await;
     let mut tail = Tail::begin(store.clone(), Filter::default(), [].into()).await.unwrap();
     for n in 0..1_500 {
@@ -381,40 +381,40 @@ pub(crate) async fn a_slow_reader_misses_nothing(bench: &Bench) {
 }
 
 /// C1: the clock's floor after a restart.
-pub(crate) async fn the_newest_time_never_goes_back(bench: &Bench) {
-    let store = bench.store();
+pub(crate) async fn the_newest_time_never_goes_back(case: &StoreCase) {
+    let store = case.store();
     assert_eq!(store.newest_time(), jeton::model::Timestamp::EPOCH);
     for (millis, newest) in [(5, 5), (9, 9), (7, 9)] {
         store.append(Event { at: at(millis), ..numbered(1) }).await.unwrap();
         assert_eq!(store.newest_time(), at(newest));
     }
-    assert_eq!(bench.reopen().await.newest_time(), at(9));
+    assert_eq!(case.reopen().await.newest_time(), at(9));
 }
 
 /// C1: what was forgotten because it had expired must not stand again under a clock that starts
 /// before that.
-pub(crate) async fn the_newest_time_covers_what_was_swept(bench: &Bench) {
-    let store = bench.store();
+pub(crate) async fn the_newest_time_covers_what_was_swept(case: &StoreCase) {
+    let store = case.store();
     append(&*store, 1).await;
     store.sweep(at(60_000), 10).await.unwrap();
     assert_eq!(store.newest_time(), at(60_000));
     store.sweep(at(50_000), 10).await.unwrap();
     assert_eq!(store.newest_time(), at(60_000));
-    assert_eq!(bench.reopen().await.newest_time(), at(60_000));
-    assert_eq!(verify(&*bench.store()).await, 1);
+    assert_eq!(case.reopen().await.newest_time(), at(60_000));
+    assert_eq!(verify(&*case.store()).await, 1);
 }
 
 /// C1: a time that was only judged by is kept on closing; also where there is no record yet.
-pub(crate) async fn the_newest_time_covers_what_was_read(bench: &Bench) {
-    assert_eq!(bench.store().family(FamilyId::new(), at(70_000)).await.unwrap(), None);
-    assert_eq!(bench.reopen().await.newest_time(), at(70_000));
-    append(&*bench.store(), 1).await;
-    assert_eq!(bench.reopen().await.newest_time(), at(70_000));
+pub(crate) async fn the_newest_time_covers_what_was_read(case: &StoreCase) {
+    assert_eq!(case.store().family(FamilyId::new(), at(70_000)).await.unwrap(), None);
+    assert_eq!(case.reopen().await.newest_time(), at(70_000));
+    append(&*case.store(), 1).await;
+    assert_eq!(case.reopen().await.newest_time(), at(70_000));
 }
 
 /// O03 the other way round: what did not happen is not in the trail.
-pub(crate) async fn a_refused_change_leaves_no_record(bench: &Bench) {
-    let store = bench.store();
+pub(crate) async fn a_refused_change_leaves_no_record(case: &StoreCase) {
+    let store = case.store();
     store.create_client(&client("a"), event(Action::ClientCreated)).await.unwrap();
     store.create_client(&client("a"), event(Action::ClientCreated)).await.unwrap();
     let stale = Client { revision: 9, ..client("a") };

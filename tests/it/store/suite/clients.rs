@@ -10,9 +10,10 @@ use jeton::{
 };
 
 use crate::store::{
-    backend::Bench,
+    backend::StoreCase,
     fixtures::{
-        Ear, NOW, at, client, client_of, event, family, id, of_revision, secret, whole_chain,
+        NOW, RecordingFollower, at, client, client_of, event, family, id, of_revision, secret,
+        whole_chain,
     },
 };
 
@@ -28,8 +29,8 @@ fn used(client: &str, secret: &str, millis: i64, count: u64) -> SecretUse {
 }
 
 /// Longest and oddest values of every field; times to the millisecond.
-pub(crate) async fn a_client_reads_back_as_it_was_written(bench: &Bench) {
-    let store = bench.store();
+pub(crate) async fn a_client_reads_back_as_it_was_written(case: &StoreCase) {
+    let store = case.store();
     let mut full = client(&"x".repeat(128));
     full.display_name = format!("{}\u{1f680}", "é".repeat(199));
     full.default_scopes = full.scopes.clone();
@@ -56,13 +57,13 @@ pub(crate) async fn a_client_reads_back_as_it_was_written(bench: &Bench) {
     }
 }
 
-pub(crate) async fn an_unknown_client_is_absent(bench: &Bench) {
-    assert_eq!(bench.store().client(&id("nobody")).await.unwrap(), None);
-    assert!(bench.store().clients(None, None, 10).await.unwrap().is_empty());
+pub(crate) async fn an_unknown_client_is_absent(case: &StoreCase) {
+    assert_eq!(case.store().client(&id("nobody")).await.unwrap(), None);
+    assert!(case.store().clients(None, None, 10).await.unwrap().is_empty());
 }
 
-pub(crate) async fn an_id_is_registered_once(bench: &Bench) {
-    let store = bench.store();
+pub(crate) async fn an_id_is_registered_once(case: &StoreCase) {
+    let store = case.store();
     create(&*store, &client("a")).await;
     // In another tenant it is the same id: it is unique in the whole service.
     let second = client_of("other", "a");
@@ -73,10 +74,10 @@ pub(crate) async fn an_id_is_registered_once(bench: &Bench) {
     assert_eq!(store.client(&id("a")).await.unwrap(), Some(client("a")));
 }
 
-pub(crate) async fn of_fifty_that_register_one_id_one_succeeds(bench: &Bench) {
+pub(crate) async fn of_fifty_that_register_one_id_one_succeeds(case: &StoreCase) {
     let tasks: Vec<_> = (0..50)
         .map(|n| {
-            let store = bench.store();
+            let store = case.store();
             let client = Client { display_name: n.to_string(), ..client("a") };
             tokio::spawn(async move {
                 store.create_client(&client, event(Action::ClientCreated)).await.unwrap()
@@ -89,11 +90,11 @@ pub(crate) async fn of_fifty_that_register_one_id_one_succeeds(bench: &Bench) {
             created.push(n.to_string());
         }
     }
-    assert_eq!(created, [bench.store().client(&id("a")).await.unwrap().unwrap().display_name]);
+    assert_eq!(created, [case.store().client(&id("a")).await.unwrap().unwrap().display_name]);
 }
 
-pub(crate) async fn ids_that_differ_only_in_case_are_two_clients(bench: &Bench) {
-    let store = bench.store();
+pub(crate) async fn ids_that_differ_only_in_case_are_two_clients(case: &StoreCase) {
+    let store = case.store();
     create(&*store, &client("Svc")).await;
     assert_eq!(store.client(&id("svc")).await.unwrap(), None);
     create(&*store, &client("svc")).await;
@@ -104,8 +105,8 @@ pub(crate) async fn ids_that_differ_only_in_case_are_two_clients(bench: &Bench) 
 }
 
 /// N01: what is an operator to some database is a plain string here, in ids and in values.
-pub(crate) async fn operators_are_plain_text(bench: &Bench) {
-    let store = bench.store();
+pub(crate) async fn operators_are_plain_text(case: &StoreCase) {
+    let store = case.store();
     for (n, text) in ["{\"$gt\":\"\"}", "$where", "a.b", "$set", "\0", "' OR 1=1 --", "%", "_"]
         .iter()
         .enumerate()
@@ -126,8 +127,8 @@ async fn page(store: &dyn Store, after: Option<&str>, limit: usize) -> Vec<Strin
     clients.iter().map(|listed| listed.id().to_string()).collect()
 }
 
-pub(crate) async fn pages_follow_the_bytes_of_the_ids(bench: &Bench) {
-    let store = bench.store();
+pub(crate) async fn pages_follow_the_bytes_of_the_ids(case: &StoreCase) {
+    let store = case.store();
     let mut ids = ["b", "a", "~", "B", "_", "10", "9", "a-", "a.b", "aa", "A", "-"];
     for name in ids {
         create(&*store, &client(name)).await;
@@ -140,8 +141,8 @@ pub(crate) async fn pages_follow_the_bytes_of_the_ids(bench: &Bench) {
     assert_eq!(page(&*store, None, 0).await, [""; 0]);
 }
 
-pub(crate) async fn pages_stand_while_clients_come_and_go(bench: &Bench) {
-    let store = bench.store();
+pub(crate) async fn pages_stand_while_clients_come_and_go(case: &StoreCase) {
+    let store = case.store();
     for name in ["b", "d", "f", "h"] {
         create(&*store, &client(name)).await;
     }
@@ -162,8 +163,8 @@ pub(crate) async fn pages_stand_while_clients_come_and_go(bench: &Bench) {
 }
 
 /// Z01: a tenant's list holds its own clients only, whatever their ids.
-pub(crate) async fn pages_of_one_tenant_hold_nothing_of_another(bench: &Bench) {
-    let store = bench.store();
+pub(crate) async fn pages_of_one_tenant_hold_nothing_of_another(case: &StoreCase) {
+    let store = case.store();
     for n in 0..10 {
         create(&*store, &client_of(if n % 2 == 0 { "even" } else { "odd" }, &format!("c{n}")))
             .await;
@@ -177,8 +178,8 @@ pub(crate) async fn pages_of_one_tenant_hold_nothing_of_another(bench: &Bench) {
     assert!(store.clients(Some(&nobody), None, 30).await.unwrap().is_empty());
 }
 
-pub(crate) async fn a_change_needs_the_revision_it_was_made_from(bench: &Bench) {
-    let store = bench.store();
+pub(crate) async fn a_change_needs_the_revision_it_was_made_from(case: &StoreCase) {
+    let store = case.store();
     let write = |revision| Client { revision, display_name: revision.to_string(), ..client("a") };
     let replace = async |revision| {
         store.replace_client(&write(revision), event(Action::ClientUpdated)).await.unwrap()
@@ -215,8 +216,8 @@ pub(crate) async fn a_change_needs_the_revision_it_was_made_from(bench: &Bench) 
 
 /// Revisions start at 1 again: a change of a client that was deleted meanwhile does not bring it
 /// back over the next one of its id.
-pub(crate) async fn a_change_reaches_no_later_client_of_the_same_id(bench: &Bench) {
-    let store = bench.store();
+pub(crate) async fn a_change_reaches_no_later_client_of_the_same_id(case: &StoreCase) {
+    let store = case.store();
     let first = client_of("one", "a");
     let successors = [
         Client { created_at: at(1), ..first.clone() },
@@ -257,11 +258,11 @@ pub(crate) async fn a_change_reaches_no_later_client_of_the_same_id(bench: &Benc
     }
 }
 
-pub(crate) async fn of_fifty_that_change_one_revision_one_succeeds(bench: &Bench) {
-    create(&*bench.store(), &client("a")).await;
+pub(crate) async fn of_fifty_that_change_one_revision_one_succeeds(case: &StoreCase) {
+    create(&*case.store(), &client("a")).await;
     let tasks: Vec<_> = (0..50)
         .map(|n| {
-            let store = bench.store();
+            let store = case.store();
             let client = Client { revision: 2, display_name: n.to_string(), ..client("a") };
             tokio::spawn(async move {
                 store.replace_client(&client, event(Action::ClientUpdated)).await.unwrap()
@@ -274,12 +275,12 @@ pub(crate) async fn of_fifty_that_change_one_revision_one_succeeds(bench: &Bench
             done.push(n.to_string());
         }
     }
-    assert_eq!(done, [bench.store().client(&id("a")).await.unwrap().unwrap().display_name]);
+    assert_eq!(done, [case.store().client(&id("a")).await.unwrap().unwrap().display_name]);
 }
 
 /// Use counts do not pass to a later client of the same name.
-pub(crate) async fn a_deleted_client_leaves_no_uses_to_a_successor(bench: &Bench) {
-    let store = bench.store();
+pub(crate) async fn a_deleted_client_leaves_no_uses_to_a_successor(case: &StoreCase) {
+    let store = case.store();
     create(&*store, &client("a")).await;
     store.record_secret_uses(&[used("a", "s1", 5, 3)]).await.unwrap();
     assert_eq!(
@@ -296,8 +297,8 @@ pub(crate) async fn a_deleted_client_leaves_no_uses_to_a_successor(bench: &Bench
 
 /// AZ10: in the same write as the deletion, so that no moment is anybody's in between; only the
 /// operator's verb is free of it.
-pub(crate) async fn a_deleted_id_is_taken_for_every_other_tenant(bench: &Bench) {
-    let store = bench.store();
+pub(crate) async fn a_deleted_id_is_taken_for_every_other_tenant(case: &StoreCase) {
+    let store = case.store();
     let created = || event(Action::ClientCreated);
     create(&*store, &client_of("one", "a")).await;
     let other = client_of("other", "a");
@@ -314,7 +315,7 @@ pub(crate) async fn a_deleted_id_is_taken_for_every_other_tenant(bench: &Bench) 
     assert_eq!(store.create_client(&other, created()).await.unwrap(), Creation::Taken);
     // Nor does an epoch that is raised meanwhile free it, nor a restart.
     store.raise_epoch(&EpochOf::Client(id("a")), event(Action::ClientRevoked)).await.unwrap();
-    let store = bench.reopen().await;
+    let store = case.reopen().await;
     assert_eq!(store.create_client(&other, created()).await.unwrap(), Creation::Taken);
     assert_eq!(store.client(&id("a")).await.unwrap(), None);
     for again in 0..2 {
@@ -346,11 +347,11 @@ pub(crate) async fn a_deleted_id_is_taken_for_every_other_tenant(bench: &Bench) 
 
 /// The race of the audit's kind: fifty of another tenant ask for the id while it is deleted, and
 /// none gets it.
-pub(crate) async fn a_deletion_leaves_no_moment_to_another_tenant(bench: &Bench) {
-    create(&*bench.store(), &client_of("one", "a")).await;
+pub(crate) async fn a_deletion_leaves_no_moment_to_another_tenant(case: &StoreCase) {
+    create(&*case.store(), &client_of("one", "a")).await;
     let claims: Vec<_> = (0..50)
         .map(|_| {
-            let store = bench.store();
+            let store = case.store();
             tokio::spawn(async move {
                 store
                     .create_client(&client_of("other", "a"), event(Action::ClientCreated))
@@ -359,7 +360,7 @@ pub(crate) async fn a_deletion_leaves_no_moment_to_another_tenant(bench: &Bench)
             })
         })
         .collect();
-    let store = bench.store();
+    let store = case.store();
     let gone =
         store.delete_client(&client_of("one", "a"), event(Action::ClientDeleted)).await.unwrap();
     assert_eq!(gone, Write::Done);
@@ -370,8 +371,8 @@ pub(crate) async fn a_deletion_leaves_no_moment_to_another_tenant(bench: &Bench)
 
 /// However many they are, the deletion does not wait for them. Their epoch is behind the client's;
 /// see `end_client`.
-pub(crate) async fn families_of_a_deleted_client_go_with_the_sweep(bench: &Bench) {
-    let store = bench.store();
+pub(crate) async fn families_of_a_deleted_client_go_with_the_sweep(case: &StoreCase) {
+    let store = case.store();
     create(&*store, &client("a")).await;
     let own = Family { epochs: Epochs::default(), ..family("a") };
     store.open_family(&own, event(Action::TokenIssued)).await.unwrap();
@@ -388,7 +389,7 @@ pub(crate) async fn families_of_a_deleted_client_go_with_the_sweep(bench: &Bench
         Write::Done
     );
     create(&*store, &client("a")).await;
-    let epochs = store.follow(NOW, Ear::new()).await.unwrap().epochs;
+    let epochs = store.follow(NOW, RecordingFollower::new()).await.unwrap().epochs;
     assert_eq!(epochs, [(EpochOf::Client(id("a")), 1)], "the epoch outlives the client");
     let kept = store.family(own.id, NOW).await.unwrap().unwrap();
     assert!(!kept.epochs.covers(Epochs { client: 1, ..Epochs::default() }));
@@ -397,8 +398,8 @@ pub(crate) async fn families_of_a_deleted_client_go_with_the_sweep(bench: &Bench
     assert_eq!(store.family(own.id, NOW).await.unwrap(), None);
 }
 
-pub(crate) async fn uses_of_secrets_add_up_and_never_go_back(bench: &Bench) {
-    let store = bench.store();
+pub(crate) async fn uses_of_secrets_add_up_and_never_go_back(case: &StoreCase) {
+    let store = case.store();
     create(&*store, &client("a")).await;
     store
         .record_secret_uses(&[
@@ -421,8 +422,8 @@ pub(crate) async fn uses_of_secrets_add_up_and_never_go_back(bench: &Bench) {
     );
 }
 
-pub(crate) async fn uses_outlive_a_change_and_end_with_their_secret(bench: &Bench) {
-    let store = bench.store();
+pub(crate) async fn uses_outlive_a_change_and_end_with_their_secret(case: &StoreCase) {
+    let store = case.store();
     create(&*store, &client("a")).await;
     store.record_secret_uses(&[used("a", "s1", 5, 1), used("a", "s2", 6, 2)]).await.unwrap();
     // Written back as it was read, uses and all, as an administrator's change does.
@@ -452,8 +453,8 @@ pub(crate) async fn uses_outlive_a_change_and_end_with_their_secret(bench: &Benc
     );
 }
 
-pub(crate) async fn uses_of_what_is_not_there_are_dropped(bench: &Bench) {
-    let store = bench.store();
+pub(crate) async fn uses_of_what_is_not_there_are_dropped(case: &StoreCase) {
+    let store = case.store();
     create(&*store, &client("a")).await;
     store
         .record_secret_uses(&[
@@ -471,8 +472,8 @@ pub(crate) async fn uses_of_what_is_not_there_are_dropped(bench: &Bench) {
     assert_eq!(store.client(&id("nobody")).await.unwrap(), Some(client("nobody")));
 }
 
-pub(crate) async fn a_change_of_a_client_is_heard(bench: &Bench) {
-    let (store, ear) = (bench.store(), Ear::new());
+pub(crate) async fn a_change_of_a_client_is_heard(case: &StoreCase) {
+    let (store, ear) = (case.store(), RecordingFollower::new());
     store.follow(NOW, ear.clone()).await.unwrap();
     create(&*store, &client("a")).await;
     store.create_client(&client("a"), event(Action::ClientCreated)).await.unwrap();
@@ -488,13 +489,13 @@ pub(crate) async fn a_change_of_a_client_is_heard(bench: &Bench) {
     store.delete_client(&of_revision(2, client("a")), event(Action::ClientDeleted)).await.unwrap();
     let change = Change::Client(id("a"));
     // What changed nothing is not heard.
-    bench.assert_heard(&ear, &[change.clone(), change.clone(), change]);
+    case.assert_heard(&ear, &[change.clone(), change.clone(), change]);
 }
 
 /// R10, S03: one commit for both, so that no cut between them leaves tokens behind; a stale one
 /// does neither.
-pub(crate) async fn ending_a_client_writes_it_and_raises_its_epoch_at_once(bench: &Bench) {
-    let (store, ear) = (bench.store(), Ear::new());
+pub(crate) async fn ending_a_client_writes_it_and_raises_its_epoch_at_once(case: &StoreCase) {
+    let (store, ear) = (case.store(), RecordingFollower::new());
     create(&*store, &client("a")).await;
     store.record_secret_uses(&[used("a", "s1", 5, 3)]).await.unwrap();
     store.follow(NOW, ear.clone()).await.unwrap();
@@ -516,11 +517,11 @@ pub(crate) async fn ending_a_client_writes_it_and_raises_its_epoch_at_once(bench
     assert_eq!(end(2).await, Write::Done);
     let of = EpochOf::Client(id("a"));
     // The record before the epoch.
-    bench.assert_heard(&ear, &[Change::Client(id("a")), Change::Epoch(of.clone(), 1)]);
-    let store = bench.reopen().await;
+    case.assert_heard(&ear, &[Change::Client(id("a")), Change::Epoch(of.clone(), 1)]);
+    let store = case.reopen().await;
     let kept = store.client(&id("a")).await.unwrap().unwrap();
     assert!(kept.disabled && kept.revision == 2 && kept.secrets().next().unwrap().use_count == 3);
-    assert_eq!(store.follow(NOW, Ear::new()).await.unwrap().epochs, [(of, 1)]);
+    assert_eq!(store.follow(NOW, RecordingFollower::new()).await.unwrap().epochs, [(of, 1)]);
     let told: Vec<_> =
         whole_chain(&*store).await.iter().skip(1).map(|record| record.event.action).collect();
     assert_eq!(told, [Action::ClientDisabled, Action::ClientRevoked]);

@@ -1,13 +1,13 @@
 //! Shared counters.
 
-use crate::store::{backend::Bench, fixtures::at};
+use crate::store::{backend::StoreCase, fixtures::at};
 
 fn hit(id: &str, by: u64) -> (String, u64) {
     (id.to_owned(), by)
 }
 
-pub(crate) async fn counters_add_up(bench: &Bench) {
-    let store = bench.store();
+pub(crate) async fn counters_add_up(case: &StoreCase) {
+    let store = case.store();
     assert_eq!(
         store.count(&[hit("a", 1), hit("A", 5), hit("a", 2)], at(0)).await.unwrap(),
         [1, 5, 3]
@@ -21,10 +21,10 @@ pub(crate) async fn counters_add_up(bench: &Bench) {
     assert_eq!(store.count(&[], at(0)).await.unwrap(), [0; 0]);
 }
 
-pub(crate) async fn no_hit_is_lost_among_many(bench: &Bench) {
+pub(crate) async fn no_hit_is_lost_among_many(case: &StoreCase) {
     let tasks: Vec<_> = (0..50)
         .map(|_| {
-            let store = bench.store();
+            let store = case.store();
             tokio::spawn(async move {
                 for _ in 0..20 {
                     store.count(&[hit("a", 1), hit("b", 2)], at(0)).await.unwrap();
@@ -36,13 +36,13 @@ pub(crate) async fn no_hit_is_lost_among_many(bench: &Bench) {
         task.await.unwrap();
     }
     assert_eq!(
-        bench.store().count(&[hit("a", 0), hit("b", 0)], at(0)).await.unwrap(),
+        case.store().count(&[hit("a", 0), hit("b", 0)], at(0)).await.unwrap(),
         [1_000, 2_000]
     );
 }
 
-pub(crate) async fn windows_count_apart(bench: &Bench) {
-    let store = bench.store();
+pub(crate) async fn windows_count_apart(case: &StoreCase) {
+    let store = case.store();
     assert_eq!(store.count(&[hit("a", 7)], at(1_000)).await.unwrap(), [7]);
     assert_eq!(store.count(&[hit("a", 1)], at(2_000)).await.unwrap(), [1]);
     assert_eq!(
@@ -52,9 +52,9 @@ pub(crate) async fn windows_count_apart(bench: &Bench) {
     );
 }
 
-pub(crate) async fn counters_outlive_a_restart(bench: &Bench) {
-    bench.store().count(&[hit("a", 7)], at(1_000)).await.unwrap();
-    let store = bench.reopen().await;
+pub(crate) async fn counters_outlive_a_restart(case: &StoreCase) {
+    case.store().count(&[hit("a", 7)], at(1_000)).await.unwrap();
+    let store = case.reopen().await;
     assert_eq!(store.count(&[hit("a", 1)], at(1_000)).await.unwrap(), [8]);
-    assert_eq!(bench.reopen().await.count(&[hit("a", 1)], at(1_000)).await.unwrap(), [9]);
+    assert_eq!(case.reopen().await.count(&[hit("a", 1)], at(1_000)).await.unwrap(), [9]);
 }

@@ -13,8 +13,8 @@ use jeton::{
 };
 
 use crate::store::{
-    backend::Bench,
-    fixtures::{self, Ear, NOW, at, client, event, family, id, present, stamp},
+    backend::StoreCase,
+    fixtures::{self, NOW, RecordingFollower, at, client, event, family, id, present, stamp},
 };
 
 async fn open(store: &dyn Store) -> Family {
@@ -43,8 +43,8 @@ fn repeated(family: &Family, times: u32) -> Family {
     }
 }
 
-pub(crate) async fn a_family_reads_back_as_it_was_opened(bench: &Bench) {
-    let store = bench.store();
+pub(crate) async fn a_family_reads_back_as_it_was_opened(case: &StoreCase) {
+    let store = case.store();
     let mut odd = family(&"x".repeat(128));
     odd.subject = "s".repeat(200).parse().unwrap();
     odd.salt = std::array::from_fn(|n| u8::try_from(n * 8).unwrap());
@@ -58,8 +58,8 @@ pub(crate) async fn a_family_reads_back_as_it_was_opened(bench: &Bench) {
     assert_eq!(store.family(family("a").id, NOW).await.unwrap(), None);
 }
 
-pub(crate) async fn an_id_opens_one_family(bench: &Bench) {
-    let store = bench.store();
+pub(crate) async fn an_id_opens_one_family(case: &StoreCase) {
+    let store = case.store();
     let first = open(&*store).await;
     let second = Family { client: id("b"), ..first.clone() };
     assert_eq!(
@@ -70,8 +70,8 @@ pub(crate) async fn an_id_opens_one_family(bench: &Bench) {
 }
 
 /// R09: both bounds, to the millisecond: at the bound itself it is over.
-pub(crate) async fn expired_families_are_absent_even_before_the_sweep(bench: &Bench) {
-    let store = bench.store();
+pub(crate) async fn expired_families_are_absent_even_before_the_sweep(case: &StoreCase) {
+    let store = case.store();
     let idle = open(&*store).await;
     let absolute = Family { idle: Duration::from_secs(1 << 40), ..family("a") };
     store.open_family(&absolute, event(Action::TokenIssued)).await.unwrap();
@@ -83,8 +83,8 @@ pub(crate) async fn expired_families_are_absent_even_before_the_sweep(bench: &Be
     }
 }
 
-pub(crate) async fn a_rotation_goes_one_generation_on(bench: &Bench) {
-    let store = bench.store();
+pub(crate) async fn a_rotation_goes_one_generation_on(case: &StoreCase) {
+    let store = case.store();
     let family = open(&*store).await;
     for generation in 0..20 {
         let millis = i64::from(generation) * 1_000 + 1;
@@ -101,10 +101,10 @@ async fn rotates_to(store: &dyn Store, presented: &Rotate, family: &Family) {
 }
 
 /// Presents one token fifty times at once.
-async fn fifty(bench: &Bench, rotate: &Rotate) -> Vec<Rotation> {
+async fn fifty(case: &StoreCase, rotate: &Rotate) -> Vec<Rotation> {
     let tasks: Vec<_> = (0..50)
         .map(|_| {
-            let (store, rotate) = (bench.store(), rotate.clone());
+            let (store, rotate) = (case.store(), rotate.clone());
             tokio::spawn(async move { store.rotate(&rotate, &stamp(), "jti").await.unwrap() })
         })
         .collect();
@@ -117,9 +117,9 @@ async fn fifty(bench: &Bench, rotate: &Rotate) -> Vec<Rotation> {
 
 /// R02, AUDIT TL7: one successor; three others are given the same one, the rest nothing, and the
 /// family goes on.
-pub(crate) async fn of_fifty_that_present_one_token_one_rotates(bench: &Bench) {
-    let family = open(&*bench.store()).await;
-    let rotations = fifty(bench, &present(&family, 0, 5)).await;
+pub(crate) async fn of_fifty_that_present_one_token_one_rotates(case: &StoreCase) {
+    let family = open(&*case.store()).await;
+    let rotations = fifty(case, &present(&family, 0, 5)).await;
     let successor = rotated(&family, 1, 5);
     let count =
         |expected: &Rotation| rotations.iter().filter(|rotation| *rotation == expected).count();
@@ -128,28 +128,25 @@ pub(crate) async fn of_fifty_that_present_one_token_one_rotates(bench: &Bench) {
         assert_eq!(count(&Rotation::Repeated(repeated(&successor, repetition))), 1, "{repetition}");
     }
     assert_eq!(count(&Rotation::Refused), 46);
-    assert_eq!(
-        bench.store().family(family.id, at(5)).await.unwrap(),
-        Some(repeated(&successor, 3))
-    );
-    let next = rotate(&*bench.store(), &present(&family, 1, 6)).await;
+    assert_eq!(case.store().family(family.id, at(5)).await.unwrap(), Some(repeated(&successor, 3)));
+    let next = rotate(&*case.store(), &present(&family, 1, 6)).await;
     assert!(matches!(next, Rotation::Rotated), "{next:?}");
 }
 
 /// R02: late copies of a spent token end the family exactly once and never bring a second
 /// successor.
-pub(crate) async fn of_fifty_after_the_grace_one_rotates_and_the_family_ends(bench: &Bench) {
-    let family = open(&*bench.store()).await;
-    rotate(&*bench.store(), &present(&family, 0, 5)).await;
-    let rotations = fifty(bench, &present(&family, 0, 10_006)).await;
+pub(crate) async fn of_fifty_after_the_grace_one_rotates_and_the_family_ends(case: &StoreCase) {
+    let family = open(&*case.store()).await;
+    rotate(&*case.store(), &present(&family, 0, 5)).await;
+    let rotations = fifty(case, &present(&family, 0, 10_006)).await;
     assert_eq!(rotations.iter().filter(|rotation| **rotation == Rotation::Reused).count(), 1);
     assert_eq!(rotations.iter().filter(|rotation| **rotation == Rotation::Unknown).count(), 49);
-    assert_eq!(rotate(&*bench.store(), &present(&family, 1, 10_006)).await, Rotation::Unknown);
+    assert_eq!(rotate(&*case.store(), &present(&family, 1, 10_006)).await, Rotation::Unknown);
 }
 
 /// R07: a lost answer is given again, identical, up to the last millisecond of the grace.
-pub(crate) async fn a_spent_token_repeats_only_within_the_grace(bench: &Bench) {
-    let store = bench.store();
+pub(crate) async fn a_spent_token_repeats_only_within_the_grace(case: &StoreCase) {
+    let store = case.store();
     let family = open(&*store).await;
     rotate(&*store, &present(&family, 0, 5)).await;
     let successor = rotated(&family, 1, 5);
@@ -162,8 +159,8 @@ pub(crate) async fn a_spent_token_repeats_only_within_the_grace(bench: &Bench) {
 
 /// AUDIT TL7: a fourth repetition is refused, and so is every further one; the family goes on, and
 /// each generation has its own three.
-pub(crate) async fn a_spent_token_repeats_three_times_and_no_more(bench: &Bench) {
-    let store = bench.store();
+pub(crate) async fn a_spent_token_repeats_three_times_and_no_more(case: &StoreCase) {
+    let store = case.store();
     let family = open(&*store).await;
     for generation in 0..2 {
         let millis = i64::from(generation) * 1_000;
@@ -194,20 +191,20 @@ async fn rotate_from(store: &dyn Store, rotate: &Rotate, peer: &str) -> Rotation
 
 /// AUDIT TL7: two callers that go on with one family, whoever of them rotates, are found in the
 /// third generation: it is ended, and the trail names both.
-pub(crate) async fn a_family_that_two_go_on_with_is_ended(bench: &Bench) {
+pub(crate) async fn a_family_that_two_go_on_with_is_ended(case: &StoreCase) {
     const PEERS: [&str; 2] = ["192.0.2.1", "198.51.100.7"];
     for thief_rotates_in in [0, 1, 2, 3] {
-        let (store, ear) = (bench.store(), Ear::new());
+        let (store, ear) = (case.store(), RecordingFollower::new());
         store.follow(NOW, ear.clone()).await.unwrap();
         let family = open(&*store).await;
         for generation in 0..3 {
             let first = usize::from(generation == thief_rotates_in);
             let millis = i64::from(generation) * 60_000;
-            bench.settled().await;
+            case.settled().await;
             let next =
                 rotate_from(&*store, &present(&family, generation, millis), PEERS[first]).await;
             assert!(matches!(next, Rotation::Rotated), "{next:?}");
-            bench.settled().await;
+            case.settled().await;
             let follows =
                 rotate_from(&*store, &present(&family, generation, millis + 300), PEERS[1 - first])
                     .await;
@@ -229,7 +226,7 @@ pub(crate) async fn a_family_that_two_go_on_with_is_ended(bench: &Bench) {
         }
         let until = at(120_300 + 900_000);
         let revocation = Revocation { revoked: Revoked::Family(family.id), until };
-        bench.assert_heard(&ear, &[Change::Revoked(revocation)]);
+        case.assert_heard(&ear, &[Change::Revoked(revocation)]);
         let reused =
             Filter { action: Some("refresh_token.reused".to_owned()), ..Filter::default() };
         let found = store.events(&reused, None, 1).await.unwrap().remove(0).event;
@@ -246,16 +243,16 @@ pub(crate) async fn a_family_that_two_go_on_with_is_ended(bench: &Bench) {
 
 /// AUDIT TL7: a generation that one caller alone was given begins the count anew: an answer is lost
 /// now and then.
-pub(crate) async fn a_quiet_generation_begins_the_count_anew(bench: &Bench) {
-    let store = bench.store();
+pub(crate) async fn a_quiet_generation_begins_the_count_anew(case: &StoreCase) {
+    let store = case.store();
     let family = open(&*store).await;
     for generation in 0..12 {
         let millis = i64::from(generation) * 1_000;
-        bench.settled().await;
+        case.settled().await;
         let next = rotate(&*store, &present(&family, generation, millis)).await;
         assert!(matches!(next, Rotation::Rotated), "{generation}: {next:?}");
         if generation % 3 < 2 {
-            bench.settled().await;
+            case.settled().await;
             let again = rotate(&*store, &present(&family, generation, millis + 1)).await;
             assert!(matches!(again, Rotation::Repeated(_)), "{generation}: {again:?}");
         }
@@ -264,8 +261,8 @@ pub(crate) async fn a_quiet_generation_begins_the_count_anew(bench: &Bench) {
 
 /// AUDIT TL7: a repetition from another site is given, and the trail names the site of the
 /// rotation; a /64 is one site.
-pub(crate) async fn a_repetition_from_another_site_is_named(bench: &Bench) {
-    let store = bench.store();
+pub(crate) async fn a_repetition_from_another_site_is_named(case: &StoreCase) {
+    let store = case.store();
     for (one, other, differs) in [
         ("192.0.2.1", "192.0.2.1", false),
         ("192.0.2.1", "192.0.2.2", true),
@@ -289,8 +286,8 @@ pub(crate) async fn a_repetition_from_another_site_is_named(bench: &Bench) {
 }
 
 /// R07: once the successor was used, its predecessor is stolen goods.
-pub(crate) async fn a_spent_token_does_not_repeat_once_its_successor_was_used(bench: &Bench) {
-    let store = bench.store();
+pub(crate) async fn a_spent_token_does_not_repeat_once_its_successor_was_used(case: &StoreCase) {
+    let store = case.store();
     let family = open(&*store).await;
     rotate(&*store, &present(&family, 0, 5)).await;
     rotate(&*store, &present(&family, 1, 6)).await;
@@ -299,8 +296,8 @@ pub(crate) async fn a_spent_token_does_not_repeat_once_its_successor_was_used(be
 
 /// TL14: where there is no room to remember that a family was ended, reuse and sharing change
 /// nothing, leave no record, and say so; whatever else is presented is judged as ever.
-pub(crate) async fn a_family_that_cannot_be_remembered_is_not_ended(bench: &Bench) {
-    let store = bench.store();
+pub(crate) async fn a_family_that_cannot_be_remembered_is_not_ended(case: &StoreCase) {
+    let store = case.store();
     let family = open(&*store).await;
     let full = |presented: Rotate| Rotate { retain_for: None, ..presented };
     rotate(&*store, &full(present(&family, 0, 5))).await;
@@ -337,8 +334,8 @@ pub(crate) async fn a_family_that_cannot_be_remembered_is_not_ended(bench: &Benc
 
 /// R03: fifty rotations in one millisecond, then each earlier token: order is the generation, not
 /// the time.
-pub(crate) async fn rotations_within_one_millisecond_are_told_apart(bench: &Bench) {
-    let store = bench.store();
+pub(crate) async fn rotations_within_one_millisecond_are_told_apart(case: &StoreCase) {
+    let store = case.store();
     for replayed in [0, 1, 25, 48] {
         let family = open(&*store).await;
         for generation in 0..50 {
@@ -354,16 +351,16 @@ pub(crate) async fn rotations_within_one_millisecond_are_told_apart(bench: &Benc
 }
 
 /// C1: a step back of the clock by more than the grace never makes a spent token good again.
-pub(crate) async fn a_clock_that_went_back_closes_the_grace(bench: &Bench) {
-    let store = bench.store();
+pub(crate) async fn a_clock_that_went_back_closes_the_grace(case: &StoreCase) {
+    let store = case.store();
     let family = open(&*store).await;
     rotate(&*store, &present(&family, 0, 20_000)).await;
     assert_eq!(rotate(&*store, &present(&family, 0, 9_999)).await, Rotation::Reused);
 }
 
 /// E9: a token from the future shows that this store is older than its clients: it must not go on.
-pub(crate) async fn a_generation_that_was_never_given_out_ends_the_family(bench: &Bench) {
-    let store = bench.store();
+pub(crate) async fn a_generation_that_was_never_given_out_ends_the_family(case: &StoreCase) {
+    let store = case.store();
     for presented in [1, 2, u32::MAX] {
         let family = open(&*store).await;
         assert_eq!(
@@ -383,8 +380,8 @@ pub(crate) async fn a_generation_that_was_never_given_out_ends_the_family(bench:
 }
 
 /// R06: another client's guess neither refreshes nor ends a family.
-pub(crate) async fn another_client_can_neither_use_nor_end_a_family(bench: &Bench) {
-    let store = bench.store();
+pub(crate) async fn another_client_can_neither_use_nor_end_a_family(case: &StoreCase) {
+    let store = case.store();
     let family = open(&*store).await;
     for presented in [0, 1, 7] {
         let theft = Rotate { client: id("A"), ..present(&family, presented, 1) };
@@ -395,8 +392,8 @@ pub(crate) async fn another_client_can_neither_use_nor_end_a_family(bench: &Benc
 }
 
 /// R09: refreshing moves the idle bound and never the absolute one.
-pub(crate) async fn refreshing_never_passes_the_absolute_bound(bench: &Bench) {
-    let store = bench.store();
+pub(crate) async fn refreshing_never_passes_the_absolute_bound(case: &StoreCase) {
+    let store = case.store();
     let family = open(&*store).await;
     let mut generation = 0;
     for millis in [599_999, 1_199_998, 1_799_997, 2_399_996, 2_999_995, 3_599_994] {
@@ -409,25 +406,28 @@ pub(crate) async fn refreshing_never_passes_the_absolute_bound(bench: &Bench) {
 }
 
 /// R01: reuse ends the family, what came of it is remembered for as long as asked, and it is heard.
-pub(crate) async fn reuse_ends_the_family_for_good(bench: &Bench) {
-    let (store, ear) = (bench.store(), Ear::new());
+pub(crate) async fn reuse_ends_the_family_for_good(case: &StoreCase) {
+    let (store, ear) = (case.store(), RecordingFollower::new());
     store.follow(NOW, ear.clone()).await.unwrap();
     let family = open(&*store).await;
     rotate(&*store, &present(&family, 0, 5)).await;
     assert_eq!(rotate(&*store, &present(&family, 0, 20_000)).await, Rotation::Reused);
     let revocation =
         Revocation { revoked: Revoked::Family(family.id), until: at(20_000 + 900_000) };
-    bench.assert_heard(&ear, &[Change::Revoked(revocation)]);
+    case.assert_heard(&ear, &[Change::Revoked(revocation)]);
     for presented in [0, 1, 2] {
         assert_eq!(rotate(&*store, &present(&family, presented, 20_001)).await, Rotation::Unknown);
     }
     let ended = Family { ended_at: Some(at(20_000)), ..rotated(&family, 1, 5) };
     assert_eq!(store.family(family.id, at(20_001)).await.unwrap(), Some(ended));
-    assert_eq!(store.follow(NOW, Ear::new()).await.unwrap().revocations, [revocation]);
+    assert_eq!(
+        store.follow(NOW, RecordingFollower::new()).await.unwrap().revocations,
+        [revocation]
+    );
 }
 
-pub(crate) async fn an_ended_family_is_ended_again_without_harm(bench: &Bench) {
-    let store = bench.store();
+pub(crate) async fn an_ended_family_is_ended_again_without_harm(case: &StoreCase) {
+    let store = case.store();
     let family = open(&*store).await;
     for millis in [100, 200] {
         store
@@ -441,7 +441,8 @@ pub(crate) async fn an_ended_family_is_ended_again_without_harm(bench: &Bench) {
     // A family that is not here, or not any more, may still have left access tokens behind.
     let gone = crate::store::fixtures::family("a").id;
     store.end_family(gone, at(100), at(1_000), event(Action::FamilyRevoked)).await.unwrap();
-    let mut revoked: Vec<_> = store.follow(NOW, Ear::new()).await.unwrap().revocations;
+    let mut revoked: Vec<_> =
+        store.follow(NOW, RecordingFollower::new()).await.unwrap().revocations;
     revoked.sort_unstable_by_key(|revocation| revocation.revoked);
     let expected = |id| Revocation { revoked: Revoked::Family(id), until: at(1_000) };
     assert_eq!(revoked, [expected(family.id), expected(gone)]);
@@ -449,8 +450,8 @@ pub(crate) async fn an_ended_family_is_ended_again_without_harm(bench: &Bench) {
 
 /// O03: each verdict that changes the family stands in the trail, with the family and the jti where
 /// there is one.
-pub(crate) async fn every_verdict_leaves_its_record(bench: &Bench) {
-    let store = bench.store();
+pub(crate) async fn every_verdict_leaves_its_record(case: &StoreCase) {
+    let store = case.store();
     let family = open(&*store).await;
     for (presented, millis) in [(0, 1), (0, 2), (0, 20_000), (1, 20_001)] {
         rotate(&*store, &present(&family, presented, millis)).await;
@@ -480,15 +481,14 @@ pub(crate) async fn every_verdict_leaves_its_record(bench: &Bench) {
 }
 
 /// R05: whichever comes first, after the acknowledged end nothing rotates.
-pub(crate) async fn rotation_and_end_race_to_one_outcome(bench: &Bench) {
+pub(crate) async fn rotation_and_end_race_to_one_outcome(case: &StoreCase) {
     for _ in 0..20 {
-        let family = open(&*bench.store()).await;
-        let (store, presented) = (bench.store(), present(&family, 0, 1));
+        let family = open(&*case.store()).await;
+        let (store, presented) = (case.store(), present(&family, 0, 1));
         let refresh =
             tokio::spawn(async move { store.rotate(&presented, &stamp(), "jti").await.unwrap() });
         let until: Timestamp = at(1_000);
-        bench
-            .store()
+        case.store()
             .end_family(family.id, at(1), until, event(Action::FamilyRevoked))
             .await
             .unwrap();
@@ -505,22 +505,22 @@ pub(crate) async fn rotation_and_end_race_to_one_outcome(bench: &Bench) {
             }
         };
         assert_eq!(
-            rotate(&*bench.store(), &present(&family, generation, 2)).await,
+            rotate(&*case.store(), &present(&family, generation, 2)).await,
             Rotation::Unknown
         );
     }
 }
 
 /// R04: a restart forgets nothing.
-pub(crate) async fn spent_tokens_stay_spent_after_a_restart(bench: &Bench) {
-    let store = bench.store();
+pub(crate) async fn spent_tokens_stay_spent_after_a_restart(case: &StoreCase) {
+    let store = case.store();
     store.create_client(&client("a"), event(Action::ClientCreated)).await.unwrap();
     let (one, other) = (open(&*store).await, open(&*store).await);
     for family in [&one, &other] {
         rotate(&*store, &present(family, 0, 1)).await;
         rotate(&*store, &present(family, 1, 2)).await;
     }
-    let store = bench.reopen().await;
+    let store = case.reopen().await;
     assert_eq!(rotate(&*store, &present(&one, 0, 3)).await, Rotation::Reused);
     rotates_to(&*store, &present(&other, 2, 3), &rotated(&other, 3, 3)).await;
 }

@@ -6,26 +6,27 @@ use jeton::{
 };
 
 use crate::store::{
-    backend::Bench,
+    backend::StoreCase,
     fixtures::{
-        Ear, NOW, at, client, event, family, id, keyset, of_revision, present, stamp, whole_chain,
+        NOW, RecordingFollower, at, client, event, family, id, keyset, of_revision, present, stamp,
+        whole_chain,
     },
 };
 
-pub(crate) async fn a_store_is_ready(bench: &Bench) {
-    bench.store().ready().await.unwrap();
-    bench.store().append(event(Action::ServerStarted)).await.unwrap();
-    bench.store().ready().await.unwrap();
+pub(crate) async fn a_store_is_ready(case: &StoreCase) {
+    case.store().ready().await.unwrap();
+    case.store().append(event(Action::ServerStarted)).await.unwrap();
+    case.store().ready().await.unwrap();
 }
 
-pub(crate) async fn everything_outlives_a_restart(bench: &Bench) {
-    let store = bench.store();
+pub(crate) async fn everything_outlives_a_restart(case: &StoreCase) {
+    let store = case.store();
     let family = family("a");
     store.create_client(&client("a"), event(Action::ClientCreated)).await.unwrap();
     store.open_family(&family, event(Action::TokenIssued)).await.unwrap();
     store.replace_keyset(&keyset(1), event(Action::KeysCreated)).await.unwrap();
     let before = whole_chain(&*store).await;
-    let store = bench.reopen().await;
+    let store = case.reopen().await;
     assert_eq!(store.client(&id("a")).await.unwrap(), Some(client("a")));
     assert_eq!(store.family(family.id, NOW).await.unwrap(), Some(family));
     assert_eq!(store.keyset().await.unwrap(), Some(keyset(1)));
@@ -37,8 +38,8 @@ fn unavailable<T>(result: Result<T>) {
 }
 
 /// Never a panic, never "not found", never a silent success. Closing again is the same.
-pub(crate) async fn a_closed_store_answers_unavailable(bench: &Bench) {
-    let store = bench.store();
+pub(crate) async fn a_closed_store_answers_unavailable(case: &StoreCase) {
+    let store = case.store();
     let family = family("a");
     store.append(event(Action::ServerStarted)).await.unwrap();
     store.close().await.unwrap();
@@ -61,7 +62,7 @@ pub(crate) async fn a_closed_store_answers_unavailable(bench: &Bench) {
             .await,
     );
     unavailable(store.raise_epoch(&EpochOf::Client(id("a")), event()).await);
-    unavailable(store.follow(NOW, Ear::new()).await);
+    unavailable(store.follow(NOW, RecordingFollower::new()).await);
     unavailable(store.sweep(NOW, 1).await);
     unavailable(store.append(event()).await);
     unavailable(store.append_soon(event()).await);
@@ -74,5 +75,5 @@ pub(crate) async fn a_closed_store_answers_unavailable(bench: &Bench) {
     unavailable(store.count(&[("a".into(), 1)], at(1)).await);
     unavailable(store.ready().await);
     assert_eq!(store.newest_time(), NOW);
-    assert_eq!(whole_chain(&*bench.reopen().await).await.len(), 1);
+    assert_eq!(whole_chain(&*case.reopen().await).await.len(), 1);
 }

@@ -12,8 +12,8 @@ pub(crate) mod revocations;
 
 /// Runs every case over a kind of store, as a test of its own.
 macro_rules! lane {
-    ($lane:ident, $bench:expr $(, ignore = $why:literal)?) => {
-        $crate::store::suite::lane! { @cases $lane, $bench, ($($why)?);
+    ($lane:ident, $store:expr $(, ignore = $why:literal)?) => {
+        $crate::store::suite::lane! { @cases $lane, $store, ($($why)?);
             clients {
                 a_client_reads_back_as_it_was_written
                 an_unknown_client_is_absent
@@ -125,26 +125,26 @@ macro_rules! lane {
             }
         }
     };
-    (@cases $lane:ident, $bench:expr, $why:tt; $($group:ident { $($case:ident)* })*) => {
+    (@cases $lane:ident, $store:expr, $why:tt; $($group:ident { $($case:ident)* })*) => {
         mod $lane {
             $(mod $group {
-                use crate::store::{backend::Bench, suite::$group};
+                use crate::store::{backend::StoreCase, suite::$group};
 
-                $($crate::store::suite::lane! { @case $case, $group, $bench, $why })*
+                $($crate::store::suite::lane! { @case $case, $group, $store, $why })*
             })*
         }
     };
-    (@case $case:ident, $group:ident, $bench:expr, ()) => {
+    (@case $case:ident, $group:ident, $store:expr, ()) => {
         #[tokio::test]
         async fn $case() {
-            $group::$case(&$bench).await;
+            $group::$case(&$store).await;
         }
     };
-    (@case $case:ident, $group:ident, $bench:expr, ($why:literal)) => {
+    (@case $case:ident, $group:ident, $store:expr, ($why:literal)) => {
         #[tokio::test]
         #[ignore = $why]
         async fn $case() {
-            $group::$case(&$bench).await;
+            $group::$case(&$store).await;
         }
     };
 }

@@ -10,7 +10,7 @@ use jeton::{
 };
 
 use crate::store::{
-    backend::Bench,
+    backend::StoreCase,
     fixtures::{NOW, at, client, end_of_chain, event, family, id, keyset, whole_chain},
     suite::audiences::record,
 };
@@ -264,8 +264,8 @@ impl Fall {
 }
 
 /// Every change, by a token and by a secret; each leaves its record.
-pub(crate) async fn a_change_is_made_while_its_proof_holds(bench: &Bench) {
-    let store = &*bench.store();
+pub(crate) async fn a_change_is_made_while_its_proof_holds(case: &StoreCase) {
+    let store = &*case.store();
     for n in 0..2 * WRITES {
         let scene = Scene::set(store, n).await;
         let proof = if n < WRITES { scene.by_token() } else { scene.by_secret() };
@@ -278,8 +278,8 @@ pub(crate) async fn a_change_is_made_while_its_proof_holds(bench: &Bench) {
 
 /// S03 (AUDIT TL3): every change, in every way its proof can have fallen: refused, and neither
 /// changed nor recorded.
-pub(crate) async fn a_change_without_its_proof_is_not_made(bench: &Bench) {
-    let store = &*bench.store();
+pub(crate) async fn a_change_without_its_proof_is_not_made(case: &StoreCase) {
+    let store = &*case.store();
     let (mut n, mut end) = (0, 0);
     for fall in Fall::ALL {
         for nth in 0..WRITES {
@@ -313,8 +313,8 @@ pub(crate) async fn a_change_without_its_proof_is_not_made(bench: &Bench) {
 }
 
 /// A deletion with a proof leaves no tokens behind, also for a later client of its name.
-pub(crate) async fn a_proven_removal_raises_the_epoch(bench: &Bench) {
-    let store = &*bench.store();
+pub(crate) async fn a_proven_removal_raises_the_epoch(case: &StoreCase) {
+    let store = &*case.store();
     let scene = Scene::set(store, 0).await;
     let delete = |revision| ProvenWrite::DeleteClient {
         client: Box::new(Client { revision, ..client(scene.target.as_str()) }),

@@ -8,8 +8,8 @@ use jeton::{
 };
 
 use crate::store::{
-    backend::Bench,
-    fixtures::{Ear, NOW, at, event, family, present, stamp},
+    backend::StoreCase,
+    fixtures::{NOW, RecordingFollower, at, event, family, present, stamp},
 };
 
 fn token(until: i64) -> Revocation {
@@ -21,8 +21,8 @@ async fn revoke(store: &(impl RevocationStore + ?Sized), revocation: &Revocation
 }
 
 /// V04: visible to every follower of this node when the answer comes.
-pub(crate) async fn a_revocation_is_heard_before_it_is_answered(bench: &Bench) {
-    let (store, one, other) = (bench.store(), Ear::new(), Ear::new());
+pub(crate) async fn a_revocation_is_heard_before_it_is_answered(case: &StoreCase) {
+    let (store, one, other) = (case.store(), RecordingFollower::new(), RecordingFollower::new());
     store.follow(NOW, one.clone()).await.unwrap();
     store.follow(NOW, other.clone()).await.unwrap();
     let mut told = Vec::new();
@@ -30,48 +30,56 @@ pub(crate) async fn a_revocation_is_heard_before_it_is_answered(bench: &Bench) {
         let revocation = token(n);
         revoke(&*store, &revocation).await;
         told.push(Change::Revoked(revocation));
-        bench.assert_heard(&one, &told);
-        bench.assert_heard(&other, &told);
+        case.assert_heard(&one, &told);
+        case.assert_heard(&other, &told);
     }
 }
 
 /// V07: kept until its time, and at that time itself no more.
-pub(crate) async fn what_was_revoked_stands_in_the_snapshot_until_its_time(bench: &Bench) {
+pub(crate) async fn what_was_revoked_stands_in_the_snapshot_until_its_time(case: &StoreCase) {
     let revocation = token(1_000);
-    revoke(&*bench.store(), &revocation).await;
-    let store = bench.reopen().await;
-    assert_eq!(store.follow(at(999), Ear::new()).await.unwrap().revocations, [revocation]);
-    assert!(store.follow(at(1_000), Ear::new()).await.unwrap().revocations.is_empty());
+    revoke(&*case.store(), &revocation).await;
+    let store = case.reopen().await;
+    assert_eq!(
+        store.follow(at(999), RecordingFollower::new()).await.unwrap().revocations,
+        [revocation]
+    );
+    assert!(
+        store.follow(at(1_000), RecordingFollower::new()).await.unwrap().revocations.is_empty()
+    );
 }
 
 /// V01: again is the same; a shorter time never cuts a longer one.
-pub(crate) async fn revoking_again_remembers_the_longer_time(bench: &Bench) {
-    let store = bench.store();
+pub(crate) async fn revoking_again_remembers_the_longer_time(case: &StoreCase) {
+    let store = case.store();
     let first = token(1_000);
     for until in [1_000, 1_000, 5_000, 2_000] {
         revoke(&*store, &Revocation { until: at(until), ..first }).await;
     }
     let longest = Revocation { until: at(5_000), ..first };
-    assert_eq!(store.follow(NOW, Ear::new()).await.unwrap().revocations, [longest]);
-    assert_eq!(bench.reopen().await.follow(NOW, Ear::new()).await.unwrap().revocations, [longest]);
+    assert_eq!(store.follow(NOW, RecordingFollower::new()).await.unwrap().revocations, [longest]);
+    assert_eq!(
+        case.reopen().await.follow(NOW, RecordingFollower::new()).await.unwrap().revocations,
+        [longest]
+    );
 }
 
 /// N04: a record of one type is never read as one of another, though their ids are equal.
-pub(crate) async fn a_token_and_a_family_of_one_id_are_two_things(bench: &Bench) {
-    let store = bench.store();
+pub(crate) async fn a_token_and_a_family_of_one_id_are_two_things(case: &StoreCase) {
+    let store = case.store();
     let id = Jti::new().0;
     let as_token = Revocation { revoked: Revoked::Token(Jti(id)), until: at(1_000) };
     let as_family = Revocation { revoked: Revoked::Family(FamilyId(id)), until: at(2_000) };
     revoke(&*store, &as_token).await;
-    assert_eq!(store.follow(NOW, Ear::new()).await.unwrap().revocations, [as_token]);
+    assert_eq!(store.follow(NOW, RecordingFollower::new()).await.unwrap().revocations, [as_token]);
     revoke(&*store, &as_family).await;
-    let both = store.follow(NOW, Ear::new()).await.unwrap().revocations;
+    let both = store.follow(NOW, RecordingFollower::new()).await.unwrap().revocations;
     assert!(both.len() == 2 && both.contains(&as_token) && both.contains(&as_family));
 }
 
 /// V06, N04: a tenant, a client and a subject of one name have an epoch each.
-pub(crate) async fn epochs_rise_by_one_each_on_its_own(bench: &Bench) {
-    let store = bench.store();
+pub(crate) async fn epochs_rise_by_one_each_on_its_own(case: &StoreCase) {
+    let store = case.store();
     let tenant = EpochOf::Tenant("same".parse().unwrap());
     let client = EpochOf::Client("same".parse().unwrap());
     let subject = EpochOf::Subject("same".parse::<Subject>().unwrap());
@@ -80,18 +88,19 @@ pub(crate) async fn epochs_rise_by_one_each_on_its_own(bench: &Bench) {
     assert_eq!((raise(&tenant).await, raise(&tenant).await, raise(&tenant).await), (1, 2, 3));
     assert_eq!((raise(&client).await, raise(&client).await), (1, 2));
     assert_eq!((raise(&subject).await, raise(&other).await), (1, 1));
-    let mut epochs = bench.reopen().await.follow(NOW, Ear::new()).await.unwrap().epochs;
+    let mut epochs =
+        case.reopen().await.follow(NOW, RecordingFollower::new()).await.unwrap().epochs;
     epochs.sort_unstable();
     let mut expected = vec![(tenant, 3), (client, 2), (other, 1), (subject, 1)];
     expected.sort_unstable();
     assert_eq!(epochs, expected);
 }
 
-pub(crate) async fn fifty_raises_make_fifty_values(bench: &Bench) {
+pub(crate) async fn fifty_raises_make_fifty_values(case: &StoreCase) {
     let of = EpochOf::Client("a".parse().unwrap());
     let tasks: Vec<_> = (0..50)
         .map(|_| {
-            let (store, of) = (bench.store(), of.clone());
+            let (store, of) = (case.store(), of.clone());
             tokio::spawn(async move {
                 store.raise_epoch(&of, event(Action::ClientRevoked)).await.unwrap()
             })
@@ -105,20 +114,20 @@ pub(crate) async fn fifty_raises_make_fifty_values(bench: &Bench) {
 }
 
 /// Joining in the middle of many revocations: each is in the snapshot, or heard, or both.
-pub(crate) async fn a_follower_misses_nothing(bench: &Bench) {
+pub(crate) async fn a_follower_misses_nothing(case: &StoreCase) {
     let all: Vec<_> = (0..300).map(|_| token(60_000)).collect();
     let revoking: Vec<_> = all
         .iter()
         .copied()
         .map(|revocation| {
-            let store = bench.store();
+            let store = case.store();
             tokio::spawn(async move { revoke(&*store, &revocation).await })
         })
         .collect();
     let mut followers = Vec::new();
     for _ in 0..10 {
-        let ear = Ear::new();
-        let snapshot = bench.store().follow(NOW, ear.clone()).await.unwrap();
+        let ear = RecordingFollower::new();
+        let snapshot = case.store().follow(NOW, ear.clone()).await.unwrap();
         followers.push((snapshot, ear));
         tokio::task::yield_now().await;
     }
@@ -135,12 +144,12 @@ pub(crate) async fn a_follower_misses_nothing(bench: &Bench) {
     }
 }
 
-pub(crate) async fn changes_are_heard_in_the_order_of_their_commits(bench: &Bench) {
-    let (of, ear) = (EpochOf::Tenant("t".parse().unwrap()), Ear::new());
-    bench.store().follow(NOW, ear.clone()).await.unwrap();
+pub(crate) async fn changes_are_heard_in_the_order_of_their_commits(case: &StoreCase) {
+    let (of, ear) = (EpochOf::Tenant("t".parse().unwrap()), RecordingFollower::new());
+    case.store().follow(NOW, ear.clone()).await.unwrap();
     let tasks: Vec<_> = (0..50)
         .map(|_| {
-            let (store, of) = (bench.store(), of.clone());
+            let (store, of) = (case.store(), of.clone());
             tokio::spawn(async move {
                 store.raise_epoch(&of, event(Action::TenantRevoked)).await.unwrap()
             })
@@ -150,12 +159,12 @@ pub(crate) async fn changes_are_heard_in_the_order_of_their_commits(bench: &Benc
         task.await.unwrap();
     }
     let raised: Vec<_> = (1..=50).map(|value| Change::Epoch(of.clone(), value)).collect();
-    bench.assert_heard(&ear, &raised);
+    case.assert_heard(&ear, &raised);
 }
 
 /// V07: what a token may still depend on stays, to the millisecond.
-pub(crate) async fn the_sweep_forgets_only_what_nothing_depends_on(bench: &Bench) {
-    let store = bench.store();
+pub(crate) async fn the_sweep_forgets_only_what_nothing_depends_on(case: &StoreCase) {
+    let store = case.store();
     let (over, stands) = (token(1_000), token(1_001));
     revoke(&*store, &over).await;
     revoke(&*store, &stands).await;
@@ -168,18 +177,18 @@ pub(crate) async fn the_sweep_forgets_only_what_nothing_depends_on(bench: &Bench
     assert_eq!(store.sweep(at(999), 100).await.unwrap(), 0);
     assert_eq!(store.sweep(at(1_000), 100).await.unwrap(), 4);
     assert_eq!(store.sweep(at(1_000), 100).await.unwrap(), 0);
-    assert_eq!(store.follow(NOW, Ear::new()).await.unwrap().revocations, [stands]);
+    assert_eq!(store.follow(NOW, RecordingFollower::new()).await.unwrap().revocations, [stands]);
     assert_eq!(store.family(short.id, NOW).await.unwrap(), None, "it is really gone");
     assert_eq!(store.family(long.id, NOW).await.unwrap(), Some(long));
     assert_eq!(store.count(&[("k".into(), 1)], at(1_001)).await.unwrap(), [6]);
-    let reopened = bench.reopen().await;
+    let reopened = case.reopen().await;
     // A process may remember what it counted in a window; the store does not.
     assert_eq!(reopened.count(&[("k".into(), 1)], at(1_000)).await.unwrap(), [1]);
-    assert_eq!(reopened.follow(NOW, Ear::new()).await.unwrap().revocations, [stands]);
+    assert_eq!(reopened.follow(NOW, RecordingFollower::new()).await.unwrap().revocations, [stands]);
 }
 
-pub(crate) async fn the_sweep_keeps_to_its_limit(bench: &Bench) {
-    let store = bench.store();
+pub(crate) async fn the_sweep_keeps_to_its_limit(case: &StoreCase) {
+    let store = case.store();
     for n in 0..10 {
         revoke(&*store, &token(n)).await;
     }
@@ -190,8 +199,8 @@ pub(crate) async fn the_sweep_keeps_to_its_limit(bench: &Bench) {
 }
 
 /// A family dies by its last rotation, not by the first.
-pub(crate) async fn a_refreshed_family_outlives_the_sweep(bench: &Bench) {
-    let store = bench.store();
+pub(crate) async fn a_refreshed_family_outlives_the_sweep(case: &StoreCase) {
+    let store = case.store();
     let family = family("a");
     store.open_family(&family, event(Action::TokenIssued)).await.unwrap();
     let rotation = store.rotate(&present(&family, 0, 500_000), &stamp(), "jti").await.unwrap();

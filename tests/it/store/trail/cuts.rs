@@ -22,7 +22,7 @@ use tempfile::TempDir;
 
 use crate::{
     store::{
-        backend::Bench,
+        backend::StoreCase,
         fixtures::{NOW, at, event},
         transfer::dump,
     },
@@ -57,11 +57,11 @@ pub(super) async fn pass(
     archive: Option<&Path>,
 ) -> Result<u64, RetentionError> {
     let retention = Retention { keep, archive: archive.map(Path::to_owned) };
-    retention.pass(store, &Bench::key(), now).await
+    retention.pass(store, &StoreCase::key(), now).await
 }
 
 async fn judged(store: &dyn Store, known: &[Known]) -> Verdict {
-    let verdicts = verify(store, &Bench::key(), Some("node"), known).await.unwrap();
+    let verdicts = verify(store, &StoreCase::key(), Some("node"), known).await.unwrap();
     verdicts.into_iter().next().unwrap()
 }
 
@@ -88,7 +88,7 @@ fn archived(directory: &Path) -> Vec<ArchivedPart> {
     let part = |file: &std::path::PathBuf| {
         let mut check = ArchiveCheck::default();
         let text = std::fs::read_to_string(file).unwrap();
-        text.lines().for_each(|line| check.take(line, Some(&Bench::key())).unwrap());
+        text.lines().for_each(|line| check.take(line, Some(&StoreCase::key())).unwrap());
         check.finish().unwrap()
     };
     files.iter().map(part).collect()
@@ -138,7 +138,7 @@ async fn is_finished_after_a_crash(store: &dyn Store, archive: &Path) {
     fill(store, 9_500).await;
     let place = store.sealed_place("node", 0, at(4_000_000), 100_000).await.unwrap().unwrap();
     assert_eq!(place.sequence, 4_000);
-    let mark = Bench::key().mark_cut("node", place);
+    let mark = StoreCase::key().mark_cut("node", place);
     assert_eq!(
         store.cut("node", 1_000, &mark, event(Action::TrailCut)).await.unwrap(),
         Write::Stale
@@ -159,7 +159,7 @@ async fn is_finished_after_a_crash(store: &dyn Store, archive: &Path) {
 }
 
 fn open(dir: &TempDir) -> Embedded {
-    Embedded::open(dir.path(), "node", Bench::key()).unwrap()
+    Embedded::open(dir.path(), "node", StoreCase::key()).unwrap()
 }
 
 fn raw(dir: &TempDir) -> rusqlite::Connection {
@@ -202,7 +202,7 @@ async fn rows_that_a_cut_left_are_no_damage() {
     let store = open(&dir);
     fill(&store, 9_500).await;
     let place = store.sealed_place("node", 0, at(4_000_000), 100_000).await.unwrap().unwrap();
-    let mark = Bench::key().mark_cut("node", place);
+    let mark = StoreCase::key().mark_cut("node", place);
     store.cut("node", 0, &mark, event(Action::TrailCut)).await.unwrap();
     store.remove_cut(NOW, 100).await.unwrap();
     assert!(store.check().await.unwrap().is_intact());
@@ -243,8 +243,8 @@ async fn a_cut_by_another_party_is_noticed() {
     let place = of_record(6_000, hash);
     for mark in [
         CutMark { place, seal: second.seal },
-        Bench::key().mark_cut("other", place),
-        CutMark { place, seal: Bench::key().seal_place("node", &place) },
+        StoreCase::key().mark_cut("other", place),
+        CutMark { place, seal: StoreCase::key().seal_place("node", &place) },
     ] {
         put(&mark);
         assert_eq!(flaw(&store).await, Some((6_000, invalid.to_owned())));
@@ -266,7 +266,7 @@ async fn a_cut_by_another_party_is_noticed() {
     assert_eq!(flaw(&store).await, Some((5_001, "removed".to_owned())));
     store.close().await.unwrap();
     put(&CutMark { place, seal: second.seal });
-    let refused = Embedded::open(dir.path(), "node", Bench::key());
+    let refused = Embedded::open(dir.path(), "node", StoreCase::key());
     assert!(matches!(refused, Err(OpenError::Corrupt(_))), "{:?}", refused.err());
 }
 
@@ -418,7 +418,7 @@ pub(super) mod mongodb {
     };
     use crate::{
         store::{
-            backend::Bench,
+            backend::StoreCase,
             fixtures::NOW,
             trail::mongodb::{node, raw},
             transfer::dump,
@@ -534,11 +534,12 @@ pub(super) mod mongodb {
         pass(&store, keep_after(4_000, 9_500), None).await.unwrap();
         store.close().await.unwrap();
         let items =
-            dump(&Mongo::export(own.uri(), Some(Bench::key()), PATIENCE).await.unwrap(), 700).await;
+            dump(&Mongo::export(own.uri(), Some(StoreCase::key()), PATIENCE).await.unwrap(), 700)
+                .await;
         let dir = tempfile::tempdir().unwrap();
-        let embedded = Embedded::open(dir.path(), "node", Bench::key()).unwrap();
+        let embedded = Embedded::open(dir.path(), "node", StoreCase::key()).unwrap();
         is_moved(items.clone(), &embedded).await;
-        let import = Mongo::import(moved.uri(), Bench::key(), PATIENCE).await.unwrap();
+        let import = Mongo::import(moved.uri(), StoreCase::key(), PATIENCE).await.unwrap();
         for chunk in items.chunks(500) {
             jeton::store::transfer::ImportTarget::load(&import, chunk.to_vec()).await.unwrap();
         }

@@ -11,7 +11,7 @@ use jeton::{
 
 use super::cuts::{fill, flaw, pass};
 use crate::store::{
-    backend::Bench,
+    backend::StoreCase,
     fixtures::{NOW, at, event},
 };
 
@@ -62,7 +62,8 @@ async fn is_not_cut_by_a_clock_behind(store: &dyn Store) {
 #[tokio::test]
 async fn a_wrong_clock_cuts_no_young_records_of_an_embedded_trail() {
     let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
-    let open = |dir: &tempfile::TempDir| Embedded::open(dir.path(), "node", Bench::key()).unwrap();
+    let open =
+        |dir: &tempfile::TempDir| Embedded::open(dir.path(), "node", StoreCase::key()).unwrap();
     is_not_cut_by_a_clock_ahead(&open(&dirs[0])).await;
     is_not_cut_by_a_clock_behind(&open(&dirs[1])).await;
 }
@@ -71,7 +72,7 @@ async fn a_wrong_clock_cuts_no_young_records_of_an_embedded_trail() {
 #[tokio::test]
 async fn records_of_a_false_time_take_no_more_with_them() {
     let dir = tempfile::tempdir().unwrap();
-    let store = Embedded::open(dir.path(), "node", Bench::key()).unwrap();
+    let store = Embedded::open(dir.path(), "node", StoreCase::key()).unwrap();
     fill(&store, 1_000).await;
     append(&store, (1..=1_000).map(|sequence| at(YEAR + sequence))).await;
     fill(&store, 5_000).await;
@@ -85,7 +86,7 @@ async fn records_of_a_false_time_take_no_more_with_them() {
 #[tokio::test]
 async fn an_embedded_store_starts_at_the_time_of_the_reset() {
     let dir = tempfile::tempdir().unwrap();
-    let open = || Embedded::open(dir.path(), "node", Bench::key()).unwrap();
+    let open = || Embedded::open(dir.path(), "node", StoreCase::key()).unwrap();
     let store = open();
     store.append(issued(at(YEAR))).await.unwrap();
     store.sweep(at(YEAR + 1_000), 10).await.unwrap();
@@ -111,7 +112,7 @@ mod mongodb {
     };
     use crate::{
         store::{
-            backend::Bench,
+            backend::StoreCase,
             fixtures::{NOW, at, client, event},
             trail::{
                 cuts::mongodb::old_node,
@@ -190,7 +191,7 @@ mod mongodb {
             after.try_into().unwrap(),
             &Event { at: at(YEAR + 2), target: "left".into(), ..event(Action::ClientUpdated) },
         );
-        sign(&mut left, &Bench::key(), "clients", "a");
+        sign(&mut left, &StoreCase::key(), "clients", "a");
         let clients = database.collection::<Document>("clients");
         let push = doc! { "$push": { "outbox": left } };
         clients.update_one(doc! { "_id": "a" }, push).await.unwrap();
@@ -210,7 +211,7 @@ mod mongodb {
         let left = store.chain("reset", 0, 100).await.unwrap();
         let left = left.iter().filter(|record| record.event.target == "left");
         assert_eq!(left.count(), 1, "the event is not lost");
-        for verdict in verify(&store, &Bench::key(), None, &[]).await.unwrap() {
+        for verdict in verify(&store, &StoreCase::key(), None, &[]).await.unwrap() {
             assert_eq!(verdict.flaw, None, "{}", verdict.chain);
         }
     }

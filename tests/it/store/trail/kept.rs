@@ -28,7 +28,7 @@ mod mongodb {
     use crate::support::until::HANG;
     use crate::{
         store::{
-            backend::Bench,
+            backend::StoreCase,
             fixtures::{NOW, client, event},
             trail::mongodb::{Pair, all, append, node, raw, sign, unsigned, verdict},
         },
@@ -156,12 +156,15 @@ mod mongodb {
             store.chains().await.unwrap(),
             ["ghost".into(), "node".into()] as [std::sync::Arc<str>; 2]
         );
-        let verdicts = verify(&store, &Bench::key(), None, &[]).await.unwrap();
+        let verdicts = verify(&store, &StoreCase::key(), None, &[]).await.unwrap();
         let flaws: Vec<_> =
             verdicts.into_iter().map(|verdict| (verdict.chain.to_string(), verdict.flaw)).collect();
         let unreadable = Some((1, "unreadable".to_owned()));
         assert_eq!(flaws, [("ghost".to_owned(), unreadable), ("node".to_owned(), None)]);
-        assert_eq!(Witness::default().record_moved(&other, &Bench::key(), NOW).await.unwrap(), 0);
+        assert_eq!(
+            Witness::default().record_moved(&other, &StoreCase::key(), NOW).await.unwrap(),
+            0
+        );
     }
 
     /// AZ2: an entry that a node put into an outbox is recorded once, however often somebody puts a
@@ -176,13 +179,13 @@ mod mongodb {
         store.close().await.unwrap();
         let mut left =
             unsigned("dead", 0, &Event { target: "left".into(), ..event(Action::ClientUpdated) });
-        sign(&mut left, &Bench::key(), "clients", "a");
+        sign(&mut left, &StoreCase::key(), "clients", "a");
         let mut another = unsigned(
             "dead",
             0,
             &Event { target: "another".into(), ..event(Action::ClientUpdated) },
         );
-        sign(&mut another, &Bench::key(), "clients", "a");
+        sign(&mut another, &StoreCase::key(), "clients", "a");
         let replayed = async |own: &Own, name: &str, entries: &[&Document], once: &[&str]| {
             let clients: Collection<Document> = raw(own).await.collection("clients");
             let entries: Vec<Document> = entries.iter().map(|entry| (*entry).clone()).collect();
@@ -219,12 +222,12 @@ mod mongodb {
         // Recorded by another node than the copy says: as "dead" left it, and "node" took it over.
         let mut taken_over = another.clone();
         taken_over.extend(doc! { "claim": crate::store::trail::mongodb::uuid(uuid::Uuid::now_v7()), "from": "dead", "node": "node" });
-        sign(&mut taken_over, &Bench::key(), "clients", "a");
+        sign(&mut taken_over, &StoreCase::key(), "clients", "a");
         replayed(&own, "node", &[&taken_over], &["left", "another"]).await;
         replayed(&own, "dead", &[&left, &another], &["left", "another"]).await;
 
         let moved = Own::own();
-        let import = Mongo::import(moved.uri(), Bench::key(), PATIENCE).await.unwrap();
+        let import = Mongo::import(moved.uri(), StoreCase::key(), PATIENCE).await.unwrap();
         import.load(exported(&own).await).await.unwrap();
         replayed(&moved, "dead", &[&left, &another], &["left", "another"]).await;
     }
@@ -243,7 +246,7 @@ mod mongodb {
         let clients: Collection<Document> = database.collection("clients");
         let mut left =
             unsigned("dead", 0, &Event { target: "left".into(), ..event(Action::ClientUpdated) });
-        sign(&mut left, &Bench::key(), "clients", "a");
+        sign(&mut left, &StoreCase::key(), "clients", "a");
         let mut named = left.clone();
         named.insert("mark", 1);
         let (before_all, text) =
@@ -313,7 +316,7 @@ mod mongodb {
     }
 
     async fn exported(own: &Own) -> Vec<ExportRecord> {
-        dump(&Mongo::export(own.uri(), Some(Bench::key()), PATIENCE).await.unwrap(), 100).await
+        dump(&Mongo::export(own.uri(), Some(StoreCase::key()), PATIENCE).await.unwrap(), 100).await
     }
 
     /// AZ3: an export and an import make no end sure that was not: the chain of a node that was
@@ -352,11 +355,11 @@ mod mongodb {
         let items = timeout(HANG, noted).await.unwrap();
 
         let moved = Own::own();
-        let import = Mongo::import(moved.uri(), Bench::key(), PATIENCE).await.unwrap();
+        let import = Mongo::import(moved.uri(), StoreCase::key(), PATIENCE).await.unwrap();
         import.load(items.clone()).await.unwrap();
         assert_eq!(exported(&moved).await, items);
         let dir = TempDir::new().unwrap();
-        let embedded = Embedded::open(dir.path(), "node", Bench::key()).unwrap();
+        let embedded = Embedded::open(dir.path(), "node", StoreCase::key()).unwrap();
         embedded.load(items.clone()).await.unwrap();
         assert_eq!(dump(&embedded, 100).await, items);
         let sure = |verdicts: Vec<jeton::admin::audit::Verdict>| -> Vec<(String, bool)> {
@@ -366,9 +369,12 @@ mod mongodb {
                 .map(|verdict| (verdict.chain.to_string(), !verdict.is_end_sure))
                 .collect()
         };
-        assert_eq!(sure(verify(&embedded, &Bench::key(), None, &[]).await.unwrap()), expected);
+        assert_eq!(sure(verify(&embedded, &StoreCase::key(), None, &[]).await.unwrap()), expected);
         let store = node(moved.uri(), "new").await;
-        assert_eq!(sure(verify(&store, &Bench::key(), None, &[]).await.unwrap())[..3], expected);
+        assert_eq!(
+            sure(verify(&store, &StoreCase::key(), None, &[]).await.unwrap())[..3],
+            expected
+        );
         assert_eq!(store.writer("two").await.unwrap(), Writer::NotRunning);
     }
 }

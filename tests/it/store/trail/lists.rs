@@ -7,7 +7,7 @@ use jeton::{
 };
 
 use crate::store::{
-    backend::Bench,
+    backend::StoreCase,
     fixtures::{NOW, at, event},
 };
 
@@ -24,7 +24,7 @@ async fn an_unreadable_record_is_shown_as_one_and_the_rest_goes_on() {
         ("hash = x'00', event = '{\"at\":1790000000123,'", Some(NOW)),
     ] {
         let dir = tempfile::tempdir().unwrap();
-        let store = Embedded::open(dir.path(), "node", Bench::key()).unwrap();
+        let store = Embedded::open(dir.path(), "node", StoreCase::key()).unwrap();
         for n in 1..=5 {
             store
                 .append(Event { target: n.to_string(), ..event(Action::TokenIssued) })
@@ -45,7 +45,7 @@ async fn an_unreadable_record_is_shown_as_one_and_the_rest_goes_on() {
         let in_order: Vec<_> =
             chain.iter().map(|record| (record.sequence, record.is_unreadable())).collect();
         assert_eq!(in_order, shown, "{damage}");
-        let verdicts = verify(&store, &Bench::key(), None, &[]).await.unwrap();
+        let verdicts = verify(&store, &StoreCase::key(), None, &[]).await.unwrap();
         let flaws: Vec<_> = verdicts.into_iter().map(|verdict| verdict.flaw).collect();
         assert_eq!(flaws, [Some((3, "unreadable".to_owned()))], "{damage}");
     }
@@ -56,15 +56,15 @@ async fn an_unreadable_record_is_shown_as_one_and_the_rest_goes_on() {
 #[tokio::test]
 async fn a_store_of_one_node_is_sure_of_its_end() {
     let dir = tempfile::tempdir().unwrap();
-    let store = Embedded::open(dir.path(), "node", Bench::key()).unwrap();
+    let store = Embedded::open(dir.path(), "node", StoreCase::key()).unwrap();
     store.append(event(Action::TokenIssued)).await.unwrap();
     assert_eq!(store.writer("node").await.unwrap(), Writer::This);
     assert_eq!(store.writer("other").await.unwrap(), Writer::NotRunning);
     let witness = Witness::default();
     for _ in 0..3 {
-        assert_eq!(witness.record_moved(&store, &Bench::key(), at(1)).await.unwrap(), 0);
+        assert_eq!(witness.record_moved(&store, &StoreCase::key(), at(1)).await.unwrap(), 0);
     }
-    let verdicts = verify(&store, &Bench::key(), None, &[]).await.unwrap();
+    let verdicts = verify(&store, &StoreCase::key(), None, &[]).await.unwrap();
     assert_eq!(
         verdicts.iter().map(|verdict| (verdict.checked, verdict.is_end_sure)).collect::<Vec<_>>(),
         [(1, true)]

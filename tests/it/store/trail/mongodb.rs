@@ -21,7 +21,7 @@ use uuid::Uuid;
 use crate::support::until::HANG;
 use crate::{
     store::{
-        backend::Bench,
+        backend::StoreCase,
         fixtures::{NOW, at, client, event, keyset},
         prepared,
     },
@@ -29,7 +29,7 @@ use crate::{
 };
 
 pub(super) async fn node(uri: &str, name: &str) -> Mongo {
-    database::node(uri, name, Bench::key()).await
+    database::node(uri, name, StoreCase::key()).await
 }
 
 pub(super) async fn raw(own: &Own) -> Database {
@@ -88,12 +88,13 @@ pub(super) async fn all(store: &Mongo) -> Vec<Record> {
 
 pub(super) async fn verdict(store: &Mongo, chain: &str) -> Verdict {
     let [verdict] =
-        <[_; 1]>::try_from(verify(store, &Bench::key(), Some(chain), &[]).await.unwrap()).unwrap();
+        <[_; 1]>::try_from(verify(store, &StoreCase::key(), Some(chain), &[]).await.unwrap())
+            .unwrap();
     verdict
 }
 
 async fn assert_intact(store: &Mongo) {
-    for verdict in verify(store, &Bench::key(), None, &[]).await.unwrap() {
+    for verdict in verify(store, &StoreCase::key(), None, &[]).await.unwrap() {
         assert!(verdict.flaw.is_none() && verdict.is_end_sure, "{verdict:?}");
     }
 }
@@ -133,12 +134,12 @@ async fn a_forged_outbox_entry_is_refused_and_reported_once() {
         let mut under_another_key = unsigned("node", 0, &framed());
         sign(&mut under_another_key, &ChainKey::new([1; 32]), name, id.clone());
         let mut of_another_document = unsigned("dead", 0, &framed());
-        sign(&mut of_another_document, &Bench::key(), name, "another");
+        sign(&mut of_another_document, &StoreCase::key(), name, "another");
         let mut altered = unsigned("node", 0, &event(Action::TokenRevoked));
-        sign(&mut altered, &Bench::key(), name, id.clone());
+        sign(&mut altered, &StoreCase::key(), name, id.clone());
         altered.insert("event", serialize_to_bson(&framed()).unwrap());
         let mut redirected = unsigned("dead", 7, &framed());
-        sign(&mut redirected, &Bench::key(), name, id.clone());
+        sign(&mut redirected, &StoreCase::key(), name, id.clone());
         redirected.insert("node", "node");
         let garbage = doc! { "id": 5, "event": "none" };
         let entries =
@@ -156,11 +157,11 @@ async fn a_forged_outbox_entry_is_refused_and_reported_once() {
     let id = clients.find_one(doc! {}).await.unwrap().unwrap().get("_id").unwrap().clone();
     let mut left =
         unsigned("node", 0, &Event { target: "left".into(), ..event(Action::ClientUpdated) });
-    sign(&mut left, &Bench::key(), "clients", id.clone());
+    sign(&mut left, &StoreCase::key(), "clients", id.clone());
     let mut claimed =
         unsigned("node", 0, &Event { target: "claimed".into(), ..event(Action::ClientUpdated) });
     claimed.extend(doc! { "claim": uuid(Uuid::now_v7()), "from": "gone" });
-    sign(&mut claimed, &Bench::key(), "clients", id.clone());
+    sign(&mut claimed, &StoreCase::key(), "clients", id.clone());
     let push = doc! { "$push": { "outbox": { "$each": [left, claimed] } } };
     clients.update_one(doc! { "_id": id }, push).await.unwrap();
 
@@ -214,7 +215,7 @@ async fn an_entry_is_recorded_whatever_record_claims_to_be_its_own() {
     let database = raw(&own).await;
     let mut left =
         unsigned("node", 0, &Event { target: "left".into(), ..event(Action::ClientUpdated) });
-    sign(&mut left, &Bench::key(), "clients", "a");
+    sign(&mut left, &StoreCase::key(), "clients", "a");
     let claims = doc! { "$set": { "entry": left.get("id").unwrap() } };
     database
         .collection::<Document>("audit_logs")
@@ -278,7 +279,7 @@ impl Pair {
         let hash = bytes(self.record(sequence).await.get("hash").unwrap()).try_into().unwrap();
         let hour_ago = self.one.time().await.unwrap().unwrap().millis() - 3_600_000;
         let claim = Claim::Open { at: jeton::model::Timestamp::from_millis(hour_ago) };
-        let head = Bench::key().seal(&"two".into(), sequence.try_into().unwrap(), hash, claim);
+        let head = StoreCase::key().seal(&"two".into(), sequence.try_into().unwrap(), hash, claim);
         let set = doc! {
             "sequence": sequence,
             "hash": binary(&hash),
@@ -293,8 +294,8 @@ impl Pair {
     /// Once on the first node: the first look only reads what was witnessed before.
     async fn witness(&self) -> usize {
         let witness = Witness::default();
-        assert_eq!(witness.record_moved(&self.one, &Bench::key(), NOW).await.unwrap(), 0);
-        witness.record_moved(&self.one, &Bench::key(), NOW).await.unwrap()
+        assert_eq!(witness.record_moved(&self.one, &StoreCase::key(), NOW).await.unwrap(), 0);
+        witness.record_moved(&self.one, &StoreCase::key(), NOW).await.unwrap()
     }
 }
 
@@ -325,7 +326,7 @@ async fn a_record_seal_makes_no_head() {
         let flaw = verdict(&pair.one, "two").await.flaw;
         assert_eq!(flaw, Some((7, "the head's seal is invalid".to_owned())), "closed: {closed}");
         assert!(
-            Mongo::open(pair.own.uri(), "two", Bench::key(), database::PATIENCE).await.is_err()
+            Mongo::open(pair.own.uri(), "two", StoreCase::key(), database::PATIENCE).await.is_err()
         );
     }
 }
@@ -402,7 +403,7 @@ async fn a_chain_is_held_against_its_witnesses() {
 
     pair.logs().delete_many(doc! { "_id.chain": "two" }).await.unwrap();
     pair.nodes().delete_one(doc! { "_id": "two" }).await.unwrap();
-    let gone = verify(&pair.one, &Bench::key(), None, &[]).await.unwrap();
+    let gone = verify(&pair.one, &StoreCase::key(), None, &[]).await.unwrap();
     let flaws: Vec<_> =
         gone.iter().map(|verdict| (&*verdict.chain, verdict.flaw.clone())).collect();
     assert_eq!(flaws, [("one", None), ("two", Some((1, "the whole chain is missing".to_owned())))]);
@@ -434,7 +435,7 @@ async fn a_forged_witness_counts_for_nothing() {
     }
     assert_eq!(pair.witness().await, 1, "of two, and none of the forger's");
     let flaws = async || {
-        let verdicts = verify(&pair.one, &Bench::key(), None, &[]).await.unwrap();
+        let verdicts = verify(&pair.one, &StoreCase::key(), None, &[]).await.unwrap();
         verdicts
             .into_iter()
             .map(|verdict| (verdict.chain.to_string(), verdict.flaw.is_some()))
@@ -455,7 +456,7 @@ async fn a_forged_witness_counts_for_nothing() {
 async fn idle_nodes_witness_nothing() {
     let own = Own::own();
     let (one, two) = (node(own.uri(), "one").await, node(own.uri(), "two").await);
-    let (by_one, by_two, key) = (Witness::default(), Witness::default(), Bench::key());
+    let (by_one, by_two, key) = (Witness::default(), Witness::default(), StoreCase::key());
     append(&one, 1).await;
     append(&two, 1).await;
     let look_one = async || by_one.record_moved(&one, &key, NOW).await.unwrap();
@@ -635,7 +636,7 @@ async fn a_start_under_another_key_changes_nothing() {
     let database = raw(&own).await;
     let clients: Collection<Document> = database.collection("clients");
     let mut left = unsigned("node", 0, &event(Action::ClientUpdated));
-    sign(&mut left, &Bench::key(), "clients", "left");
+    sign(&mut left, &StoreCase::key(), "clients", "left");
     clients.update_one(doc! { "_id": "left" }, doc! { "$push": { "outbox": left } }).await.unwrap();
     let names =
         async || database.collection::<Document>("nodes").distinct("_id", doc! {}).await.unwrap();

@@ -7,7 +7,7 @@ use jeton::{
     store::{AuditStore, Store, TrailSize, embedded::Embedded},
 };
 
-use crate::store::{backend::Bench, fixtures::event};
+use crate::store::{backend::StoreCase, fixtures::event};
 
 const HOUR_MS: i64 = 60 * 60 * 1_000;
 
@@ -39,14 +39,14 @@ async fn grows(store: &dyn Store) {
 #[tokio::test]
 async fn the_embedded_trail_reports_its_growth() {
     let dir = tempfile::tempdir().unwrap();
-    grows(&Embedded::open(dir.path(), "node", Bench::key()).unwrap()).await;
+    grows(&Embedded::open(dir.path(), "node", StoreCase::key()).unwrap()).await;
 }
 
 /// The estimate of a record is within a quarter of what the database takes.
 #[tokio::test]
 async fn the_estimate_is_near_the_size_of_the_file() {
     let dir = tempfile::tempdir().unwrap();
-    let store = Embedded::open(dir.path(), "node", Bench::key()).unwrap();
+    let store = Embedded::open(dir.path(), "node", StoreCase::key()).unwrap();
     for n in 0..20_000_u64 {
         let target = Jti::new().to_string();
         let request_id = uuid_like(n).into();

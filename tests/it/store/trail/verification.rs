@@ -14,7 +14,7 @@ use jeton::{
 
 use super::cuts::{fill, has, keep_after, pass};
 use crate::store::{
-    backend::Bench,
+    backend::StoreCase,
     fixtures::{at, event},
 };
 
@@ -25,7 +25,7 @@ async fn judged<S: ChainReader + ?Sized>(store: &S, from: Option<&Known>) -> Ver
         from: from.cloned().into_iter().collect(),
         ..VerifyRequest::default()
     };
-    let key = Bench::key();
+    let key = StoreCase::key();
     let mut verification = Verification::begin(store, &key, request).await.unwrap();
     verification.measure().await.unwrap();
     loop {
@@ -70,7 +70,7 @@ async fn begins_at_a_known_head(store: &dyn Store) {
     let beyond = Known { sequence: 2_601, ..right.clone() };
     assert_eq!(flaw(beyond).await, Some((2_601, truncated)));
     // The newest of several heads counts, and the others only if they are compared.
-    let key = Bench::key();
+    let key = StoreCase::key();
     let begin = |from: Vec<Known>, known: Vec<Known>| {
         Verification::begin(store, &key, VerifyRequest { from, known, ..Default::default() })
     };
@@ -130,7 +130,7 @@ async fn begins_behind_a_cut(store: &dyn Store) {
 async fn outlives_a_cut(store: &dyn Store) {
     fill(store, 7_500).await;
     let all = records(store).await;
-    let key = Bench::key();
+    let key = StoreCase::key();
     let request = |from: &[Known]| VerifyRequest {
         only: Some("node".into()),
         from: from.to_vec(),
@@ -154,11 +154,11 @@ async fn outlives_a_cut(store: &dyn Store) {
 }
 
 fn open(dir: &Path) -> Embedded {
-    Embedded::open(dir, "node", Bench::key()).unwrap()
+    Embedded::open(dir, "node", StoreCase::key()).unwrap()
 }
 
 fn stored(dir: &Path) -> jeton::store::embedded::StoredChains {
-    Embedded::stored_chains(dir, Bench::key()).unwrap()
+    Embedded::stored_chains(dir, StoreCase::key()).unwrap()
 }
 
 fn raw(dir: &Path) -> rusqlite::Connection {
@@ -236,7 +236,7 @@ async fn a_directory_without_its_end_is_noticed() {
     let (chain, sequence, hash) = chains.last_acknowledged().unwrap();
     let request =
         VerifyRequest { known: vec![Known { chain, sequence, hash }], ..Default::default() };
-    let key = Bench::key();
+    let key = StoreCase::key();
     let mut verification = Verification::begin(&chains, &key, request).await.unwrap();
     let step = verification.step().await.unwrap();
     let Step::Chain(verdict) = step else { panic!("{step:?}") };
@@ -271,7 +271,7 @@ mod mongodb {
     use jeton::store::{Store, mongo::Mongo};
 
     use super::{
-        Arc, Bench, ChainKey, begins_at_a_known_head, begins_behind_a_cut, fill, judged,
+        Arc, ChainKey, StoreCase, begins_at_a_known_head, begins_behind_a_cut, fill, judged,
         names_the_same_place, outlives_a_cut, records,
     };
     use crate::{
@@ -302,7 +302,7 @@ mod mongodb {
         let store: Arc<dyn Store> = Arc::new(node(own.uri(), "node").await);
         fill(store.as_ref(), 4_000).await;
         let all = records(store.as_ref()).await;
-        let stored = async || Mongo::stored_chains(own.uri(), Bench::key(), PATIENCE).await;
+        let stored = async || Mongo::stored_chains(own.uri(), StoreCase::key(), PATIENCE).await;
         let chains = stored().await.unwrap();
         let verdict = judged(&chains, None).await;
         assert_eq!((verdict.flaw, verdict.checked), (None, 4_000));

@@ -28,7 +28,7 @@ use tokio::{
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
 
-use self::scripted::Puppet;
+use self::scripted::ScriptedPeer;
 pub(crate) use crate::support::until::{HANG, until};
 use jeton::proto::token::token_service_server::TokenServiceServer;
 
@@ -47,7 +47,7 @@ pub(crate) const NOW: Timestamp = Timestamp::from_millis(1_763_769_600_000);
 pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     pub(crate) methods: &'static Methods,
-    pub(crate) puppet: Puppet,
+    pub(crate) puppet: ScriptedPeer,
     /// Peers of the calls, in their order.
     pub(crate) peers: Arc<Mutex<Vec<String>>>,
     stop: Option<oneshot::Sender<()>>,
@@ -84,7 +84,7 @@ impl Server {
                 .unwrap();
         // The tests open more connections than a process may by default.
         listen::raise_limit();
-        let puppet = Puppet::default();
+        let puppet = ScriptedPeer::default();
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_service_status("", ServingStatus::Serving).await;
         let token = TokenServiceServer::new(puppet.clone()).max_decoding_message_size(MAX_MESSAGE);
@@ -119,7 +119,7 @@ impl Server {
     }
 }
 
-fn published(puppet: &Puppet) -> Published {
+fn published(puppet: &ScriptedPeer) -> Published {
     let (puppet, keeper, prober) = (puppet.clone(), puppet.clone(), puppet.clone());
     Published {
         issuer: "https://issuer.example".into(),

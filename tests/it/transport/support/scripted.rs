@@ -21,7 +21,7 @@ use tonic::{Request, Response, Status};
 pub(crate) const LARGE: usize = 1 << 20;
 
 #[derive(Clone, Default)]
-pub(crate) struct Puppet(Arc<State>);
+pub(crate) struct ScriptedPeer(Arc<State>);
 
 #[derive(Default)]
 struct State {
@@ -42,7 +42,7 @@ impl Drop for Waiting<'_> {
     }
 }
 
-impl Puppet {
+impl ScriptedPeer {
     /// Calls that wait to be released.
     pub(crate) fn waiting(&self) -> usize {
         self.0.waiting.load(SeqCst)
@@ -98,7 +98,7 @@ impl Puppet {
 }
 
 #[tonic::async_trait]
-impl TokenService for Puppet {
+impl TokenService for ScriptedPeer {
     /// `access_token` is the request id, `token_type` the peer, `expires_in` the milliseconds left,
     /// `scopes` the rest.
     async fn token(

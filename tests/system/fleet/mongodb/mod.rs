@@ -25,7 +25,7 @@ use crate::{
     fleet::{
         history::{Call, Verb},
         nodes::Plan,
-        scene::{Scene, Told},
+        scene::{FleetRun, Told},
         traffic::Load,
     },
     support::{
@@ -38,7 +38,7 @@ use crate::{
 /// A replica set with nodes on it and callers at work.
 struct Stage {
     set: ReplicaSet,
-    scene: Scene,
+    scene: FleetRun,
     /// The set's data, and what it said.
     dir: TempDir,
 }
@@ -60,7 +60,7 @@ impl Stage {
         let plan = plan
             .on(|run| run.descriptors = if long() { 10 } else { 110 })
             .with(move |_, home| on(home, &address));
-        let scene = Scene::open(plan, load).await;
+        let scene = FleetRun::open(plan, load).await;
         Self { set, scene, dir }
     }
 
