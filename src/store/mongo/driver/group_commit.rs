@@ -12,6 +12,7 @@ use std::{
 
 use async_trait::async_trait;
 use tokio::{
+    runtime::Handle,
     sync::oneshot,
     time::{Instant, timeout},
 };
@@ -46,6 +47,9 @@ pub(crate) trait GroupCommand: Send + Sync + 'static {
 pub(crate) struct GroupCommit<C: GroupCommand>(Arc<Group<C>>);
 
 struct Group<C: GroupCommand> {
+    /// Runtime of the commands. Calls are answered on runtimes that end before the store does, and
+    /// a command carries operations of all of them.
+    runtime: Handle,
     connection: Arc<Connection>,
     command: C,
     state: Mutex<GroupState<C>>,
@@ -70,9 +74,10 @@ type Taken<C> = (Vec<<C as GroupCommand>::Operation>, Vec<Reply<C>>);
 type Reply<C> = oneshot::Sender<Result<<C as GroupCommand>::Outcome, MongoError>>;
 
 impl<C: GroupCommand> GroupCommit<C> {
+    /// Creates an empty queue; its commands run on the runtime of the caller.
     pub(crate) fn new(connection: Arc<Connection>, command: C) -> Self {
         let state = Mutex::new(GroupState { waiting: VecDeque::new(), running: 0 });
-        Self(Arc::new(Group { connection, command, state }))
+        Self(Arc::new(Group { runtime: Handle::current(), connection, command, state }))
     }
 
     /// Runs an operation with those that wait beside it. One that no command has taken within the
@@ -91,7 +96,7 @@ impl<C: GroupCommand> Group<C> {
     fn start_commands(self: &Arc<Self>) {
         while let Some((operations, replies)) = self.next_command() {
             let group = self.clone();
-            tokio::spawn(async move { group.run(operations, replies).await });
+            self.runtime.spawn(async move { group.run(operations, replies).await });
         }
     }
 
@@ -121,16 +126,13 @@ impl<C: GroupCommand> Group<C> {
     }
 
     async fn run(self: Arc<Self>, operations: Vec<C::Operation>, replies: Vec<Reply<C>>) {
+        let running = Running(self.clone());
         let mut command = self.command.run(&self.connection, operations);
-        let outcomes = match timeout(SLOW, &mut command).await {
-            Ok(outcomes) => {
-                self.release();
-                outcomes
-            }
-            Err(_) => {
-                self.release();
-                command.await
-            }
+        let in_time = timeout(SLOW, &mut command).await;
+        drop(running);
+        let outcomes = match in_time {
+            Ok(outcomes) => outcomes,
+            Err(_) => command.await,
         };
         match outcomes {
             Ok(outcomes) => {
@@ -156,6 +158,15 @@ impl<C: GroupCommand> Group<C> {
 
     fn state(&self) -> MutexGuard<'_, GroupState<C>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Command that runs and is not slow; counted until it is dropped, however that comes.
+struct Running<C: GroupCommand>(Arc<Group<C>>);
+
+impl<C: GroupCommand> Drop for Running<C> {
+    fn drop(&mut self) {
+        self.0.release();
     }
 }
 
@@ -204,6 +215,38 @@ mod tests {
         // The driver has started its own tasks.
         pause();
         (GroupCommit::new(Arc::new(connection.unwrap()), command), permits)
+    }
+
+    /// Calls are answered on runtimes that end before the store does: a command carries operations of
+    /// all of them, and ends with none. A command that is dropped is no longer counted.
+    #[test]
+    fn commands_outlive_the_runtime_of_a_caller() {
+        let runtime =
+            || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (main, worker) = (runtime(), runtime());
+        let (group, permits) = main.block_on(async {
+            let connection = Connection::new("mongodb://127.0.0.1:1", Duration::from_secs(2)).await;
+            let permits = Arc::new(Semaphore::new(0));
+            let command = Counted { permits: permits.clone() };
+            (Arc::new(GroupCommit::new(Arc::new(connection.unwrap()), command)), permits)
+        });
+        let called = group.clone();
+        worker.block_on(async {
+            assert!(Box::pin(called.run(Some(1))).now_or_never().is_none());
+            yield_now().await;
+        });
+        // The caller of this one waits on the main runtime.
+        let mut other = Box::pin(group.run(Some(2)));
+        assert!(other.as_mut().now_or_never().is_none());
+        drop(worker);
+        assert_eq!(group.0.state().running, 2);
+        permits.add_permits(2);
+        assert_eq!(main.block_on(other).unwrap(), (2, 1));
+        main.block_on(async {
+            while group.0.state().running > 0 {
+                yield_now().await;
+            }
+        });
     }
 
     /// What waits while commands run travels with the next one, each operation with its own outcome
