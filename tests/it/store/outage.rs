@@ -407,6 +407,39 @@ mod mongodb {
         assert!(other.family(family.id, at(480_000)).await.unwrap().unwrap().ended_at.is_some());
     }
 
+    /// R01, TL7: of two nodes that give an unheard successor again after the grace, the second one
+    /// counts the first: a state that both found is changed by one of them.
+    #[tokio::test]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
+    async fn two_late_repetitions_are_both_counted() {
+        let frail = FailingNode::open().await;
+        let other =
+            Mongo::open(frail.own.uri(), "other", StoreCase::key(), PATIENCE).await.unwrap();
+        let (store, server, family, stamp) = (&frail.store, &frail.server, family("a"), stamp());
+        store.open_family(&family, event(Action::TokenIssued)).await.unwrap();
+        let first = present(&family, 0, 1);
+        let lost = server.unconfirmed(store.rotate(&first, &stamp, "jti")).await;
+        assert!(matches!(lost, Err(StoreError::Unavailable(_))), "{lost:?}");
+        // No removal of entries comes between: only the repetition is an update.
+        store.sweep(NOW, 10).await.unwrap();
+        let late = late(&first, 100);
+        let _alone = FAIL_COMMAND.lock().await;
+        let tokens = server.client.default_database().unwrap().collection::<Document>("tokens");
+        let slow = doc! { "failCommands": ["update"], "namespace": tokens.namespace().to_string(), "blockConnection": true, "blockTimeMS": 1_000 };
+        let failed = server.failed().await;
+        // The first update is the attempt to rotate, the second the repetition.
+        server.point(doc! { "skip": 1 }, slow.clone()).await;
+        let judged = pin!(store.rotate(&late, &stamp, "jti"));
+        let Either::Right(((), judged)) = select(judged, pin!(server.blocked(failed))).await else {
+            panic!("the repetition is blocked")
+        };
+        let one = other.rotate(&late, &stamp, "jti").await.unwrap();
+        assert!(matches!(&one, Rotation::Repeated(family) if family.answers.given == 1), "{one:?}");
+        let two = judged.await.unwrap();
+        server.point("off", slow).await;
+        assert!(matches!(&two, Rotation::Repeated(family) if family.answers.given == 2), "{two:?}");
+    }
+
     /// AUDIT TL7: while four calls are not known to have been answered, a further one changes
     /// nothing and asks the caller to try again; after the grace the successor is given.
     #[tokio::test]

@@ -256,8 +256,10 @@ impl Families {
             "ended_at": null,
         };
         if is_late {
-            // Nor was any of them answered meanwhile.
+            // Nor was any of them answered meanwhile, or asked for again: the update leaves count
+            // and number of marks, and changes the time.
             filter.insert("last.unanswered", doc! { "$size": i64::from(family.answers.given) });
+            filter.insert("last.at", date(judged.last.at));
         }
         let kept = if judged.has_marks && !is_late {
             "$last.unanswered".into()
