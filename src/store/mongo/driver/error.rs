@@ -94,7 +94,7 @@ impl From<MongoError> for OpenError {
             | MongoError::TooManyPending
             | MongoError::Closed
             | MongoError::NodeNameTaken
-            | MongoError::Refused(_) => Self::Failed(Box::new(fault)),
+            | MongoError::Refused { .. } => Self::Failed(Box::new(fault)),
         }
     }
 }
@@ -124,8 +124,13 @@ pub(crate) enum MongoError {
     #[error("another process uses this node's name")]
     NodeNameTaken,
     /// The server refused a command whose reply the driver does not check.
-    #[error("MongoDB refused: {0}")]
-    Refused(String),
+    #[error("MongoDB refused: code {code} {name}")]
+    Refused {
+        /// MongoDB's code of the error.
+        code: i32,
+        /// Name of the code, if the server gave one.
+        name: String,
+    },
     /// A stored document cannot be read.
     #[error("{what}: {problem}")]
     Malformed {
@@ -145,13 +150,13 @@ impl MongoError {
     /// Error for a write error or write concern error in a reply: its code and name, not its text,
     /// which repeats the data.
     pub(crate) fn refused(answer: &mongodb::bson::Document) -> Self {
-        let name = answer.get_str("codeName").unwrap_or_default();
-        Self::Refused(format!("code {} {name}", answer.get_i32("code").unwrap_or_default()))
+        let name = answer.get_str("codeName").unwrap_or_default().to_owned();
+        Self::Refused { code: answer.get_i32("code").unwrap_or_default(), name }
     }
 
     /// Error for a code of a write error.
-    pub(crate) fn refused_code(code: i32) -> Self {
-        Self::Refused(format!("code {code}"))
+    pub(crate) const fn refused_code(code: i32) -> Self {
+        Self::Refused { code, name: String::new() }
     }
 
     /// Returns true for the code of a duplicate key.
@@ -167,8 +172,8 @@ impl MongoError {
                 matches!(*error.kind, ErrorKind::Io(_) | ErrorKind::ConnectionPoolCleared { .. })
                     || has_code(error, &RETRYABLE)
             }
-            Self::Refused(_)
-            | Self::Timeout(_)
+            Self::Refused { code, .. } => RETRYABLE.contains(code),
+            Self::Timeout(_)
             | Self::TooManyPending
             | Self::Closed
             | Self::NodeNameTaken
@@ -186,7 +191,7 @@ impl MongoError {
     pub(crate) fn is_server_reply(&self) -> bool {
         match self {
             Self::Driver(error) => matches!(*error.kind, ErrorKind::Command(_)),
-            Self::Refused(_) | Self::Malformed { .. } => true,
+            Self::Refused { .. } | Self::Malformed { .. } => true,
             Self::Timeout(_) | Self::TooManyPending | Self::Closed | Self::NodeNameTaken => false,
         }
     }
@@ -213,7 +218,7 @@ impl From<MongoError> for StoreError {
             | MongoError::TooManyPending
             | MongoError::Closed
             | MongoError::NodeNameTaken
-            | MongoError::Refused(_) => Self::Unavailable(Box::new(fault)),
+            | MongoError::Refused { .. } => Self::Unavailable(Box::new(fault)),
         }
     }
 }

@@ -106,15 +106,13 @@ impl GroupCommand for Updates {
         connection: &Connection,
         statements: Vec<Statement>,
     ) -> Result<Vec<Result<Updated, MongoError>>, MongoError> {
-        let reply = match self.update(connection, &statements).await {
+        let (reply, is_first) = match self.update(connection, &statements).await {
             // The conditions make a second attempt safe: what the first one changed no longer
             // matches.
-            Err(fault) if fault.is_retryable() => None,
-            reply => Some(reply?),
-        };
-        let (reply, is_first) = match reply {
-            Some(reply) => (reply, true),
-            None => (self.update(connection, &statements).await?, false),
+            Err(fault) if fault.is_retryable() => {
+                (self.update(connection, &statements).await?, false)
+            }
+            reply => (reply?, true),
         };
         let applied = if is_first && reply.are_all_applied(statements.len()) {
             statements.iter().map(|statement| statement.entry).collect()
@@ -176,6 +174,11 @@ impl Updates {
             return Err(MongoError::refused(concern));
         }
         let errors = reply.get_array("writeErrors").map(Vec::as_slice).unwrap_or_default();
+        // A primary that steps down, behind a router, refuses each statement by itself.
+        let lost = errors.iter().filter_map(Bson::as_document).map(MongoError::refused);
+        if let Some(lost) = lost.into_iter().find(MongoError::is_retryable) {
+            return Err(lost);
+        }
         Ok(UpdateReply {
             matched: Fields::of("reply", &reply).count("n")?,
             errors: errors.iter().filter_map(Bson::as_document).cloned().collect(),
