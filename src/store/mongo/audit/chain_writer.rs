@@ -238,7 +238,8 @@ impl ChainHandle {
             abort.abort();
             tracing::error!(
                 records = self.pending(),
-                "shutdown timed out, dropped unacknowledged audit records"
+                "shutdown timed out before these audit records were written; those of changes are recorded \
+                 at the next start"
             );
         }
         ended

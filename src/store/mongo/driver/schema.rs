@@ -50,7 +50,7 @@ pub(crate) const VERSION: i64 = 1;
 /// MongoDB's code for a missing collection.
 const NAMESPACE_NOT_FOUND: i32 = 26;
 /// Extra time before MongoDB deletes expired documents itself; our own sweep is earlier.
-const EXPIRY_MARGIN: Duration = Duration::from_secs(86_400);
+const EXPIRY_MARGIN: Duration = Duration::from_secs(30 * 86_400);
 /// Timeout for index builds, which take long on a large collection.
 const INDEX_TIMEOUT: Duration = Duration::from_secs(600);
 
