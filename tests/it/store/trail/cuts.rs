@@ -461,7 +461,7 @@ pub(super) mod mongodb {
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn a_tail_of_the_shared_trail_that_a_cut_overtakes_says_so() {
         let own = Own::own();
-        overtakes_tails(std::sync::Arc::new(node(own.uri(), "node").await)).await;
+        overtakes_tails(std::sync::Arc::new(old_node(&own).await)).await;
     }
 
     /// A mark without its event, as a process leaves it that ends between the two: the next pass

@@ -275,7 +275,10 @@ mod mongodb {
         names_the_same_place, outlives_a_cut, records,
     };
     use crate::{
-        store::trail::mongodb::{node, raw},
+        store::trail::{
+            cuts::mongodb::old_node,
+            mongodb::{node, raw},
+        },
         support::database::{Database as Own, PATIENCE},
     };
 
@@ -290,9 +293,9 @@ mod mongodb {
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn a_verification_of_the_shared_trail_begins_behind_a_cut() {
         let own = Own::own();
-        begins_behind_a_cut(&node(own.uri(), "node").await).await;
+        begins_behind_a_cut(&old_node(&own).await).await;
         let own = Own::own();
-        outlives_a_cut(&node(own.uri(), "node").await).await;
+        outlives_a_cut(&old_node(&own).await).await;
     }
 
     #[tokio::test]
