@@ -13,6 +13,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use super::{error::Failure, output::Output};
 use crate::{
     clock::{Clock, SystemClock},
+    crypto::refresh_token::{self, Presented},
     model::Timestamp,
 };
 
@@ -22,6 +23,9 @@ pub(super) const DURATION_FORMAT: &str = "DURATION: a whole number and a unit (s
 
 /// Maximum bytes that are read from a file or stdin for one value.
 const VALUE_MAX_BYTES: u64 = 64 * 1024;
+
+/// Length of the shortest signature of an access token: 64 bytes in base64url.
+const SIGNATURE_MIN_CHARS: usize = 86;
 
 /// Minimum characters of a valid token.
 const TOKEN_MIN_CHARS: usize = 60;
@@ -143,6 +147,37 @@ pub(super) fn token(text: &str) -> Result<String, Failure> {
     Err(Failure::Usage(format!("this is not a token: {problem}")))
 }
 
+/// Checks that a text is a whole token of this service, access or refresh token.
+///
+/// # Errors
+/// It is a part of one, or something else. The server answers alike for every unknown token
+/// (RFC 7009): without this a token that was cut off would stay valid without a word.
+pub(super) fn whole_token(token: &str) -> Result<(), Failure> {
+    let assigned =
+        ["access_token=", "refresh_token="].iter().find(|name| token.starts_with(**name));
+    let problem = if let Some(name) = assigned {
+        format!("leave out {name}")
+    } else if token.starts_with("jcs_") {
+        "it is a client secret: see `jeton client retire-secret`".to_owned()
+    } else if token.starts_with(refresh_token::PREFIX) {
+        if Presented::parse(token).is_some() {
+            return Ok(());
+        }
+        "it is a refresh token of which a part is missing".to_owned()
+    } else {
+        let parts: Vec<&str> = token.split('.').collect();
+        let is_whole = matches!(parts.as_slice(), [header, claims, signature]
+            if !header.is_empty() && !claims.is_empty() && signature.len() >= SIGNATURE_MIN_CHARS);
+        if is_whole {
+            return Ok(());
+        }
+        "a part is missing, or it is something else: an access token has three parts with dots \
+         between them"
+            .to_owned()
+    };
+    Err(Failure::Usage(format!("this is not a whole token: {problem}")))
+}
+
 /// Reads one value from a file, or from stdin for `-`, without the line break at its end.
 pub(super) fn secret_file(path: &Path) -> Result<String, Failure> {
     let text = bounded(path, VALUE_MAX_BYTES)?;
@@ -214,6 +249,30 @@ mod tests {
             ("eyJ.e30.ä", "characters"),
         ] {
             let failure = token(text).unwrap_err();
+            assert_eq!(failure.exit_code(), 2, "{text}");
+            assert!(failure.to_string().contains(advice), "{failure}");
+        }
+    }
+
+    /// B07: what is cut off, or no token of this service, is never reported as revoked.
+    #[test]
+    fn a_part_of_a_token_is_no_whole_one() {
+        let signature = "x".repeat(SIGNATURE_MIN_CHARS);
+        // 53 bytes that begin with the version.
+        let refresh = format!("jrt_{}AQE", "AQEB".repeat(17));
+        let access = format!("eyJ.e30.{signature}");
+        whole_token(&access).unwrap();
+        whole_token(&refresh).unwrap();
+        for (text, advice) in [
+            (access[..20].to_owned(), "three parts"),
+            (access[..access.len() - 1].to_owned(), "three parts"),
+            (refresh[..40].to_owned(), "refresh token"),
+            (format!("{refresh}x"), "refresh token"),
+            ("jcs_abc".to_owned(), "client secret"),
+            (format!("access_token={access}"), "leave out access_token="),
+            ("nonsense".to_owned(), "three parts"),
+        ] {
+            let failure = whole_token(&text).unwrap_err();
             assert_eq!(failure.exit_code(), 2, "{text}");
             assert!(failure.to_string().contains(advice), "{failure}");
         }

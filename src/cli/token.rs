@@ -323,6 +323,7 @@ impl Revoke {
         environment: &BTreeMap<String, String>,
     ) -> Result<(), Failure> {
         let token = self.token.read(output)?;
+        args::whole_token(&token)?;
         let remote = Remote::open(&self.remote, environment).await?;
         let credentials = remote.credentials()?;
         let request = remote.request(RevokeRequest {

@@ -55,7 +55,14 @@ const COMMANDS: [&[&str]; 10] = [
     &["refresh", "jrt_x"],
     &["introspect", "eyJ.e30.x"],
     &["introspect", "eyJ.e30.x", "eyJ.e30.y"],
-    &["revoke", "eyJ.e30.x"],
+    &[
+        "revoke",
+        concat!(
+            "eyJ.e30.",
+            "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx",
+            "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"
+        ),
+    ],
     &["revoke-all", "--client", "c"],
     &["client", "list"],
     &["audience", "list"],
