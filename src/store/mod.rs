@@ -1,8 +1,8 @@
 //! RECORDS: small traits, one verb for each intent. Each verb is one atomic, conditional, durable
 //! write, made together with its audit event: when it returns, both are on disk; when it fails
 //! with [`StoreError::Unavailable`], either both are or neither is, and a retry is safe. In a shared
-//! store the event becomes a record of the chain a moment later, once unless a node comes back after
-//! others have recorded its events for it; readers of the trail on the same node wait for it.
+//! store the event becomes a record of the chain a moment later, once unless a node returns after others
+//! have recorded its events for it; readers of the trail on the same node wait for it.
 //!
 //! Absence is an outcome, never an error, and a driver's error is never "not found". Expiry is
 //! decided in the verb from the given time: an expired record that is still on disk reads as

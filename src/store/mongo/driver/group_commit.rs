@@ -161,7 +161,7 @@ impl<C: GroupCommand> Group<C> {
     }
 }
 
-/// Command that runs and is not slow; counted until it is dropped, however that comes.
+/// Command that runs and is not slow; counted until it is dropped, for whatever reason.
 struct Running<C: GroupCommand>(Arc<Group<C>>);
 
 impl<C: GroupCommand> Drop for Running<C> {
