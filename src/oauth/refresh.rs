@@ -22,7 +22,8 @@ pub struct Request {
 
 impl TokenIssuer {
     /// Exchanges a refresh token for its successor and a new access token. Everything that can be
-    /// refused is refused before the token is spent; the spending is one conditional write.
+    /// refused is refused before the token is spent, but for a secret that was removed meanwhile;
+    /// the spending is one conditional write.
     pub async fn refresh(
         &self,
         call: &Call,
